@@ -1,0 +1,72 @@
+"""Packaging: `pip install -e .` for work on the project, `pip install .` for its use."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).resolve().parent
+PACKAGE = 't5x_selfimprove'
+
+
+def version() -> str:
+    """The version the package states, read without importing it (its requirements may not be there yet)."""
+    text = (ROOT / PACKAGE / '__init__.py').read_text(encoding='utf-8')
+    found = re.search(r"^__version__ = '([^']+)'$", text, re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"{PACKAGE}/__init__.py has no line __version__ = '...'")
+    return found.group(1)
+
+
+def configuration_packages() -> dict[str, str]:
+    """The folders under gin/ as packages `t5x_selfimprove.gin...`, so that an installed copy has the same files."""
+    folders = sorted({file.parent.relative_to(ROOT) for file in (ROOT / 'gin').rglob('*.gin')})
+    return {'.'.join((PACKAGE, *folder.parts)): folder.as_posix() for folder in folders}
+
+
+def long_description() -> str:
+    readme = ROOT / 'README.md'
+    return readme.read_text(encoding='utf-8') if readme.exists() else ''
+
+
+GIN = configuration_packages()
+
+setuptools.setup(
+    name=PACKAGE,
+    version=version(),
+    description='Language models that improve themselves on unlabelled questions, in one compiled JAX program.',
+    long_description=long_description(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=setuptools.find_packages(include=[PACKAGE, f'{PACKAGE}.*']) + list(GIN),
+    package_dir=GIN,
+    package_data={'': ['*.gin'], PACKAGE: ['report_page/**/*']},
+    python_requires='>=3.11',
+    install_requires=[
+        'flax>=0.12.8',
+        'gin-config>=0.5.0,<0.6',  # config.py reads two private tables of 0.5.0
+        'jax>=0.10.2',
+        'jaxtyping>=0.3.11',
+        'numpy>=2.0',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12.8',
+        'rich>=13.0',
+        'sentencepiece>=0.2',
+        'seqio>=0.0.20',  # brings TensorFlow, for its data pipelines alone
+        'tensorboardX>=2.6.5',
+        'tensorflow-datasets>=4.9.10',
+    ],
+    extras_require={
+        'cuda': ['jax[cuda12]'],
+        'tpu': ['jax[tpu]'],
+        'test': ['beartype>=0.20', 'pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.9'],
+        'bench': ['matplotlib>=3.8'],
+    },
+    entry_points={'console_scripts': [f'{PACKAGE} = {PACKAGE}.main:main']},
+    classifiers=[
+        'Development Status :: 3 - Alpha',
+        'Intended Audience :: Science/Research',
+        'Programming Language :: Python :: 3',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+)

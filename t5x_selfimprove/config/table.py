@@ -1,0 +1,69 @@
+"""The one list of parts that gin may name, and the part that each command builds.
+
+A name is the file or folder of the package, then the class. A part is a frozen dataclass that is equal to another of
+the same fields; a function that makes one will do too, where the making needs less to be said than the part holds
+(the saved configuration then holds the part).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from t5x_selfimprove.consolidation import AnswerFormat, GoldAnswer, MajorityVote, Unvoted
+from t5x_selfimprove.data import possessions
+from t5x_selfimprove.data.json_lines import JsonLines
+from t5x_selfimprove.data.possessions import Possessions
+from t5x_selfimprove.data.seqio_tasks import SeqioTask
+from t5x_selfimprove.data.text_file import TextFile
+from t5x_selfimprove.evaluate import Evaluation
+from t5x_selfimprove.improve import Recipe
+from t5x_selfimprove.learning.lessons import Packing
+from t5x_selfimprove.learning.optimizers import Adafactor, AdamW, Schedule
+from t5x_selfimprove.learning.supervised import Supervised
+from t5x_selfimprove.models.transformer import TransformerConfig
+from t5x_selfimprove.partitioning import MeshShape
+from t5x_selfimprove.pretrain import Pretrain
+from t5x_selfimprove.sampling.sampler import Sampler
+from t5x_selfimprove.sampling.transforms import TopK, TopP
+from t5x_selfimprove.session import Place
+from t5x_selfimprove.templates import Template
+from t5x_selfimprove.train import Feed, Improve
+from t5x_selfimprove.vocabulary import ByteVocabulary, SentencePieceVocabulary, WordVocabulary
+
+TABLE: dict[str, Callable[..., Any]] = {
+    'consolidation.AnswerFormat': AnswerFormat,
+    'consolidation.GoldAnswer': GoldAnswer,
+    'consolidation.MajorityVote': MajorityVote,
+    'consolidation.Unvoted': Unvoted,
+    'data.JsonLines': JsonLines,
+    'data.Possessions': Possessions,
+    'data.SeqioTask': SeqioTask,
+    'data.TextFile': TextFile,
+    'data.possessions_vocabulary': possessions.vocabulary,
+    'evaluate.Evaluation': Evaluation,
+    'improve.Recipe': Recipe,
+    'learning.AdamW': AdamW,
+    'learning.Adafactor': Adafactor,
+    'learning.Packing': Packing,
+    'learning.Schedule': Schedule,
+    'learning.Supervised': Supervised,
+    'models.TransformerConfig': TransformerConfig,
+    'partitioning.MeshShape': MeshShape,
+    'pretrain.Pretrain': Pretrain,
+    'sampling.Sampler': Sampler,
+    'sampling.TopK': TopK,
+    'sampling.TopP': TopP,
+    'session.Place': Place,
+    'templates.Template': Template,
+    'train.Feed': Feed,
+    'train.Improve': Improve,
+    'vocabulary.ByteVocabulary': ByteVocabulary,
+    'vocabulary.SentencePieceVocabulary': SentencePieceVocabulary,
+    'vocabulary.WordVocabulary': WordVocabulary,
+}
+
+ROOTS = {
+    'pretrain': 'pretrain.Pretrain',
+    'improve': 'train.Improve',
+    'evaluate': 'train.Evaluate',
+    'sample': 'train.SampleRun',
+}

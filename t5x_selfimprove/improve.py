@@ -1,0 +1,125 @@
+"""The whole method on one page: a model improves itself on questions without labels.
+
+    for each round:
+        sample       N chains of thought for every question, from the parameters as they are
+        consolidate  read the answers, vote, decide which paths to keep
+        learn        train the parameters on the kept paths (and a share of replay)
+
+`one_round` is all of it as one pure function of the state: jitted once with the state donated, it is one compiled
+program over one mesh. "Large Language Models Can Self-Improve" (Huang et al. 2022, arXiv:2210.11610) is the recipe
+with a majority vote; other methods exchange the parts.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from t5x_selfimprove import metrics, partitioning
+from t5x_selfimprove.learning import lessons
+from t5x_selfimprove.metrics import Metrics
+from t5x_selfimprove.models import parameters
+from t5x_selfimprove.records import Examples, Lessons, Questions, Samples, TrainState, Verdict, record
+from t5x_selfimprove.sampling.sampler import Sampler
+from t5x_selfimprove.tally import tally
+from t5x_selfimprove.templates import Template
+
+
+class Consolidator(Protocol):
+    """Decides what the samples of a batch are worth; frozen, so that it is static under jit."""
+
+    def __call__(self, models: Any, questions: Questions, samples: Samples, key: jax.Array) -> Verdict:
+        """Q questions and their Q * N samples to a verdict."""
+
+
+class Learner(Protocol):
+    """Turns kept examples into new parameters; frozen, so that it is static under jit."""
+
+    def init(self, model: Any) -> Any:
+        """Optimizer state."""
+
+    def __call__(
+        self, state: TrainState, examples: Examples, replay: Lessons | None, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """One round of training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A method of self-improvement: the four parts of a round. Equal recipes share a trace."""
+
+    prompt: Template
+    sampler: Sampler
+    consolidator: Consolidator
+    learner: Learner
+    lesson_prompt: Template | None = None  # what the kept paths are trained after; None = `prompt`
+
+
+@record
+class Round:
+    """What a round leaves beside the new state; [G, ...] for G batches of questions."""
+
+    metrics: Metrics
+    samples: Samples
+    verdict: Verdict
+
+
+def one_round(state: TrainState, questions: Questions, replay: Lessons | None, *, recipe: Recipe) -> tuple[TrainState, Round]:
+    """One round of self-improvement.
+
+    Args:
+      state: the state before; donate it.
+      questions: G batches of Q questions, [G, Q, ...]; labels are not read unless the consolidator does.
+      replay: packed labelled rows to mix in, or None.
+      recipe: the method.
+
+    Returns:
+      The state after, and the round's metrics, samples and verdict.
+    """
+    sample_key, judge_key, learn_key = jax.random.split(round_key(state), 3)
+    frozen = parameters.constrain(state.model, partitioning.SAMPLING)  # gathered once, not once a token
+
+    def batch(_, questions: Questions) -> tuple[None, tuple[Samples, Verdict, Examples, Metrics]]:
+        samples = recipe.sampler(frozen, recipe.prompt(questions), sample_key)
+        verdict = recipe.consolidator(frozen, questions, samples, judge_key)
+        prompts = (recipe.lesson_prompt or recipe.prompt)(questions)
+        examples = lessons.examples_of(prompts, samples, verdict.keep, recipe.sampler.vocabulary.pad_id)
+        return None, (samples, verdict, examples, tally(questions, samples, verdict))
+
+    _, (samples, verdict, examples, counts) = jax.lax.scan(batch, None, questions)
+    examples = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), examples)
+    state, learned = recipe.learner(state, examples, replay, learn_key)
+    state = dataclasses.replace(
+        state, round=state.round + 1, model=parameters.constrain(state.model, partitioning.LEARNING)
+    )
+    return state, Round(metrics.summed(counts) | learned, samples, verdict)
+
+
+def rounds(state: TrainState, questions: Questions, replay: Lessons | None, *, recipe: Recipe) -> tuple[TrainState, Round]:
+    """Several rounds in one dispatch: questions [rounds, G, Q, ...]; each leaf of the result leads with the rounds."""
+    return jax.lax.scan(lambda state, questions: one_round(state, questions, replay, recipe=recipe), state, questions)
+
+
+def round_key(state: TrainState) -> jax.Array:
+    """The key of the round that is about to run, from the run's seed and the round's number alone."""
+    return jax.random.fold_in(jax.random.key(state.seed), state.round)
+
+
+def new_state(model: Any, learner: Learner, seed: int, keep_base: bool) -> TrainState:
+    """The state before the first round.
+
+    Args:
+      model: the parameters to start from.
+      learner: whose optimizer state is made.
+      seed: of every draw of the run, 0 <= seed < 2**32.
+      keep_base: whether the first parameters are kept, for recipes that start each round from them.
+    """
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        round=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
+        model=model,
+        optimizer=learner.init(model),
+        base=jax.tree.map(jnp.copy, model) if keep_base else None,
+    )

@@ -1,0 +1,1 @@
+"""From kept samples to updated parameters: lessons, losses, optimizers, learners."""

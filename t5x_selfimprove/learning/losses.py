@@ -1,0 +1,34 @@
+"""Losses over minibatches of lessons, each as (total, weight) so that sums over minibatches and devices stay exact."""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
+
+from t5x_selfimprove.partitioning import constrain
+from t5x_selfimprove.records import Lessons
+
+
+class LearningModel(Protocol):
+    """What learning asks of a model."""
+
+    def forward(self, tokens, position, segment, dropout_key=None) -> Float[Array, 'B T D']:
+        """Hidden states of packed rows."""
+
+    def log_probs(self, hidden: Float[Array, '*rows D'], targets: Int[Array, '*rows']) -> Float32[Array, '*rows']:
+        """Log-probabilities of the targets."""
+
+
+def next_token(
+    model: LearningModel, lessons: Lessons, dropout_key: jax.Array | None
+) -> tuple[Float32[Array, ''], Float32[Array, '']]:
+    """Weighted negative log-likelihood of the completion tokens.
+
+    Returns:
+      (sum over tokens of weight * -log p, sum of weights); the loss of the literature is their quotient.
+    """
+    tokens = constrain(lessons.tokens, 'batch')
+    hidden = model.forward(tokens, lessons.position, lessons.segment, dropout_key)
+    log_probs = model.log_probs(hidden, lessons.targets)
+    return -jnp.sum(log_probs * lessons.loss_weight), jnp.sum(lessons.loss_weight)

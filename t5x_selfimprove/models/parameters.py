@@ -1,0 +1,49 @@
+"""What can be said of a tree of parameters: logical axes, counts, sharding from one rule table to another."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from t5x_selfimprove import partitioning
+
+
+def _is_parameter(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)
+
+
+def logical_axes(tree: Any) -> list[partitioning.Axes | None]:
+    """The logical axes of every array of a model, or of a tree made of models (optimizer state, gradients), in the
+    order of `jax.tree.leaves`; None for an array without names."""
+    found: list[partitioning.Axes | None] = []
+    for leaf in jax.tree.leaves(tree, is_leaf=_is_parameter):
+        axes = partitioning.Axes(leaf.get_metadata()['axes']) if _is_parameter(leaf) else None
+        found += [axes] * len(jax.tree.leaves(leaf))
+    return found
+
+
+def shardings(tree: Any, mesh: jax.sharding.Mesh, rules: partitioning.Rules) -> Any:
+    """A tree of `NamedSharding` like `tree`. Raises ValueError where a parameter cannot be divided."""
+    return partitioning.tree_shardings(tree, logical_axes(tree), mesh, rules)
+
+
+def constrain(tree: Any, rules: partitioning.Rules) -> Any:
+    """Constrains every parameter to a rule table inside a program; a no-op where there is no mesh."""
+    leaves, treedef = jax.tree.flatten(tree)
+    constrained = [
+        leaf if axes is None or len(axes.names) != leaf.ndim else partitioning.constrain(leaf, *axes.names, rules=rules)
+        for leaf, axes in zip(leaves, logical_axes(tree), strict=True)
+    ]
+    return jax.tree.unflatten(treedef, constrained)
+
+
+def stacked(layer: Any) -> Any:
+    """Puts the name 'layers' before the axes of every parameter of a layer that `jax.vmap` has stacked."""
+    for leaf in jax.tree.leaves(layer, is_leaf=_is_parameter):
+        leaf.set_metadata(axes=('layers', *leaf.get_metadata()['axes']))
+    return layer
+
+
+def count(tree: Any) -> int:
+    """Number of numbers in a tree of arrays or shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,163 @@
+"""Mesh, logical-axis rules and sharding constraints.
+
+Parameters and activations carry logical axis names; one table for learning and one for sampling says over which mesh
+axes each name is split. In learning, weights are split over `fsdp` to save memory; in sampling they are gathered over
+`fsdp` once a round, because a decoding step reads every weight and would otherwise gather them once a token.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+MESH_AXES = ('data', 'fsdp', 'tensor')
+
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+LEARNING: Rules = MappingProxyType(
+    {
+        'batch': ('data', 'fsdp'),
+        'vocabulary': 'tensor',
+        'model': 'fsdp',
+        'heads': 'tensor',
+        'kv_heads': 'tensor',
+        'feed_forward': 'tensor',
+        'head': None,
+        'layers': None,
+        'norm': None,
+    }
+)
+SAMPLING: Rules = MappingProxyType({**LEARNING, 'model': None})
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """The logical axis names of one array; a leaf, so that a tree of them has the structure of the tree they describe."""
+
+    names: tuple[str | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """Sizes of the mesh axes; one of them may be -1 and takes the devices that are left.
+
+    Raises:
+      ValueError: a size is neither positive nor -1, or more than one is -1.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        sizes = self.sizes
+        bad = {axis: size for axis, size in sizes.items() if size != -1 and size < 1}
+        if bad or sum(size == -1 for size in sizes.values()) > 1:
+            raise ValueError(f'mesh sizes must be positive, at most one of them -1 (= the devices left); got {sizes}')
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Axis name to size as it was given."""
+        return {axis: getattr(self, axis) for axis in MESH_AXES}
+
+    def build(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+        """Lays the devices out as a mesh of automatic axes.
+
+        Raises:
+          ValueError: the sizes do not multiply to the number of devices.
+        """
+        devices = jax.devices() if devices is None else list(devices)
+        fixed = math.prod(size for size in self.sizes.values() if size != -1)
+        free = len(devices) // fixed
+        shape = [free if size == -1 else size for size in self.sizes.values()]
+        if math.prod(shape) != len(devices):
+            raise ValueError(
+                f'mesh {self.sizes} does not fit {len(devices)} devices: '
+                f'{" x ".join(map(str, shape))} = {math.prod(shape)}. Change the sizes, or set one of them to -1.'
+            )
+        return jax.sharding.Mesh(np.array(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def spec_of(axes: Axes, rules: Rules) -> PartitionSpec:
+    """The partition spec that a rule table gives to logical axes.
+
+    Raises:
+      ValueError: an axis has no rule, or two axes of one array would be split over the same mesh axis.
+    """
+    used: set[str] = set()
+    entries: list[str | tuple[str, ...] | None] = []
+    for name in axes.names:
+        if name is not None and name not in rules:
+            raise ValueError(f'no sharding rule for logical axis {name!r} of {axes.names}; rules: {sorted(rules)}')
+        mesh_axes = rules[name] if name is not None else None
+        flat = (mesh_axes,) if isinstance(mesh_axes, str) else (mesh_axes or ())
+        if used & set(flat):
+            raise ValueError(f'logical axes {axes.names} split mesh axis {sorted(used & set(flat))} twice')
+        used |= set(flat)
+        entries.append(mesh_axes)
+    return PartitionSpec(*entries)
+
+
+def sharding(name: str, shape: Sequence[int], axes: Axes | None, mesh: jax.sharding.Mesh, rules: Rules) -> NamedSharding:
+    """The sharding of one array; arrays without names, or of other rank than their names (factored optimizer
+    statistics), are replicated.
+
+    Raises:
+      ValueError: a dimension does not divide by the mesh axes it is split over; names the array, axis and numbers.
+    """
+    if axes is None or len(axes.names) != len(shape):
+        return NamedSharding(mesh, PartitionSpec())
+    spec = spec_of(axes, rules)
+    for logical, size, mesh_axes in zip(axes.names, shape, spec, strict=True):
+        flat = (mesh_axes,) if isinstance(mesh_axes, str) else (mesh_axes or ())
+        parts = math.prod(mesh.shape[axis] for axis in flat)
+        if size % parts:
+            raise ValueError(
+                f'{name}: axis {logical!r} of size {size} cannot be split into {parts} equal parts '
+                f'over mesh axes {flat}; choose a mesh whose {" x ".join(flat)} divides {size}'
+            )
+    return NamedSharding(mesh, spec)
+
+
+def tree_shardings(tree: Any, axes: Any, mesh: jax.sharding.Mesh, rules: Rules) -> Any:
+    """Shardings for a tree of arrays (or shapes) from a tree of `Axes` or None of the same structure."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    names = jax.tree.leaves(axes, is_leaf=lambda leaf: leaf is None or isinstance(leaf, Axes))
+    shardings = [
+        sharding(jax.tree_util.keystr(path), leaf.shape, of, mesh, rules)
+        for (path, leaf), of in zip(paths, names, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, shardings)
+
+
+def constrain(value: Any, *names: str | None, rules: Rules = LEARNING) -> Any:
+    """Constrains every array of `value` to the mesh in context; a no-op where there is no mesh.
+
+    Args:
+      value: an array or a pytree of arrays that share their leading axes.
+      *names: logical names of the leading axes; the rest are not split.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return value
+    spec = spec_of(Axes(names), rules)
+    return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, spec), value)
+
+
+def use(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager:
+    """Context in which `constrain` and jit see the mesh."""
+    return jax.set_mesh(mesh)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Bytes that the arrays of a tree take on the device that holds most of them."""
+    held: dict[jax.Device, int] = {}
+    for array in jax.tree.leaves(tree):
+        for shard in array.addressable_shards:
+            held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
+    return max(held.values(), default=0)

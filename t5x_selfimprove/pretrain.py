@@ -1,0 +1,139 @@
+"""Pre-training: next-token likelihood on any bank of examples or text, in chunks of steps that can be resumed."""
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from t5x_selfimprove import improve, metrics
+from t5x_selfimprove.checkpoints import Described
+from t5x_selfimprove.data.items import Bank, encode_examples
+from t5x_selfimprove.learning.supervised import Supervised
+from t5x_selfimprove.models.transformer import TransformerConfig
+from t5x_selfimprove.records import Examples, TrainState
+from t5x_selfimprove.session import Place, Session
+from t5x_selfimprove.templates import Template
+from t5x_selfimprove.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrain:
+    """Trains a new model on examples.
+
+    One compiled program runs `learner.steps` updates on the examples of a chunk; `learner.total_rounds` chunks make
+    the run, and a checkpoint is saved after each.
+
+    Raises:
+      ValueError: settings that do not go together.
+    """
+
+    place: Place
+    vocabulary: Vocabulary
+    model: TransformerConfig
+    examples: Bank
+    prompt: Template
+    learner: Supervised
+    example_room: int  # tokens of the longest example, end-of-text included
+    examples_per_chunk: int
+    too_long: str = 'refuse'  # or 'skip': leave longer examples out and count them
+    answer_text: str = ' The answer is {answer}.'
+
+    def __post_init__(self):
+        if self.learner.fresh_optimizer or self.learner.start_from != 'previous' or self.learner.replay_share:
+            raise ValueError(
+                "pre-training needs a learner with fresh_optimizer=False, start_from='previous' and replay_share=0: "
+                'its chunks are one long run'
+            )
+        if self.examples_per_chunk < 1:
+            raise ValueError(f'examples_per_chunk must be at least 1; it is {self.examples_per_chunk}')
+
+    def create(self) -> TrainState:
+        """The state before the first step."""
+        key = jax.random.fold_in(jax.random.key(self.place.seed), 2**31)  # no round has this number
+        return improve.new_state(self.model.create(self.vocabulary.size, key), self.learner, self.place.seed, False)
+
+    def chunk(self, number: int) -> tuple[Examples, int]:
+        """The examples of chunk `number` (from 0), and how many were too long."""
+        items = self.examples.take(number * self.examples_per_chunk, self.examples_per_chunk)
+        return encode_examples(
+            items,
+            self.vocabulary,
+            self.prompt.before,
+            self.prompt.after,
+            self.example_room,
+            self.too_long,
+            self.examples_per_chunk,
+            self.answer_text,
+        )
+
+    def run(self, config: str) -> dict[str, Any]:
+        """Pre-trains, or goes on where a killed run stopped. Returns the last chunk's metrics.
+
+        Raises:
+          ValueError, OSError: bad input, before anything long starts.
+        """
+        self.examples.check()
+        first, _ = self.chunk(0)
+        with Session(self.place, config) as session:
+            state = session.place_state(self.create)
+            session.check_room(state)
+            done = session.checkpoints.latest or 0
+            if done:
+                state = session.checkpoints.restore(state)
+            session.save_config()
+            chunks, steps = self.learner.total_rounds, self.learner.steps
+            rows = self.learner.packing.rows_for(*first.tokens.shape)
+            batch = {
+                'steps': f'{chunks} chunks x {steps} = {chunks * steps:,}',
+                'examples': f'{self.examples_per_chunk:,} a chunk, packed in at most {rows:,} rows of '
+                f'{self.learner.packing.row_length} tokens',
+                'batch_rows': f'{self.learner.batch_rows} ({self.learner.accumulate} accumulated)',
+            }
+            session.announce('pretrain', state, batch)
+            return self.train(session, state, done)
+
+    def train(self, session: Session, state: TrainState, done: int) -> dict[str, Any]:
+        """Runs the chunks from `done` on."""
+        display, chunks = session.display, self.learner.total_rounds
+        if done:
+            display.say(f'resumed after chunk {done} of {chunks}')
+        step = jax.jit(functools.partial(_chunk, learner=self.learner), donate_argnums=0)
+        found: dict[str, Any] = {}
+        for number in range(done, chunks):
+            start = time.perf_counter()
+            examples, skipped = self.chunk(number)
+            with display.phase('chunk', f'pre-training, chunk {number + 1} of {chunks}'):
+                state, counted = step(state, session.place_batch(examples, 0))
+                found = metrics.values(counted)
+            seconds = time.perf_counter() - start
+            if not np.isfinite(found['loss']):
+                raise FloatingPointError(f'the loss is {found["loss"]} after chunk {number + 1}; lower the learning rate')
+            updates = (number + 1) * self.learner.steps
+            session.writer.write(
+                'pretrain', step=updates, tokens=found['training_tokens'], seconds=seconds, skipped=skipped, **found
+            )
+            display.say(
+                f'step {updates:,}: loss {found["loss"]:.3f}, '
+                f'{found["training_tokens"] / seconds:,.0f} tokens/s, {seconds:.1f} s'
+                + (f', {skipped} examples too long and left out' if skipped else '')
+            )
+            described = Described(
+                step=updates,
+                kind='pretrain',
+                data_position=(number + 1) * self.examples_per_chunk,
+                vocabulary=self.vocabulary.fingerprint(),
+                config=session.config,
+                manifest={'seed': self.place.seed},
+            )
+            session.checkpoints.save(number + 1, state, described)
+        display.say(f'pre-trained model: {session.directory}')
+        return found
+
+
+def _chunk(state: TrainState, examples: Examples, *, learner: Supervised) -> tuple[TrainState, metrics.Metrics]:
+    """One chunk of pre-training: a round of learning without sampling."""
+    state, counted = learner(state, examples, None, improve.round_key(state))
+    return dataclasses.replace(state, round=state.round + 1), counted

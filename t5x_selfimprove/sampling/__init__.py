@@ -1,0 +1,1 @@
+"""Drawing completions: logit transforms and the sampler."""

@@ -1,0 +1,155 @@
+"""The sampler: each question is read once, its N samples share what was computed, one while_loop draws them."""
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int, Int32
+
+from t5x_selfimprove.partitioning import constrain
+from t5x_selfimprove.records import Prompts, Samples, record
+from t5x_selfimprove.sampling.transforms import Transform, draw
+from t5x_selfimprove.vocabulary import Vocabulary
+
+
+class LanguageModel(Protocol):
+    """What the sampler asks of a model. Hidden states, contexts and tails are the model's own affair."""
+
+    def prefill(self, tokens, length, context=()):
+        """(hidden [B, T, D], segment): reads prompts after a shared context."""
+
+    def new_tail(self, rows, room):
+        """An empty cache for the samples' own tokens."""
+
+    def extend(self, tokens, context, tail):
+        """(logits [S, V], tail): reads one more token of every sample."""
+
+    def logits(self, hidden):
+        """Logits from hidden states."""
+
+
+@record
+class SamplingState:
+    """What the loop carries.
+
+        index          v
+        tokens    7 + 4 _ _ _      drawn so far, padding after
+        mask      1 1 1 0 0 0
+        alive     still drawing (False once end-of-text was drawn)
+    """
+
+    index: Int32[Array, '']  # column to draw next
+    tokens: Int32[Array, 'S C']
+    log_probs: Float32[Array, 'S C']
+    mask: Bool[Array, 'S C']
+    alive: Bool[Array, 'S']
+    tail: object  # the samples' own part of the cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Draws N completions of every prompt from a model that stays as it is.
+
+    Every draw's key is folded from (key, question id, sample number, position): a question gets the same paths in
+    whatever batch, order or mesh it is asked.
+
+    Raises:
+      ValueError: a field out of range.
+    """
+
+    vocabulary: Vocabulary
+    samples: int = 16  # N
+    max_tokens: int = 32  # C, end-of-text included
+    temperature: float = 1.0  # 0 = greedy
+    transforms: tuple[Transform, ...] = ()  # applied in order after the temperature
+
+    def __post_init__(self):
+        if self.samples < 1 or self.max_tokens < 1:
+            raise ValueError(f'samples and max_tokens must be at least 1; they are {self.samples}, {self.max_tokens}')
+        if self.temperature < 0:
+            raise ValueError(f'temperature must be 0 (greedy) or positive; it is {self.temperature}')
+
+    def __call__(self, model: LanguageModel, prompts: Prompts, key: jax.Array) -> Samples:
+        """Samples Q * N completions, question-major.
+
+        Args:
+          model: the frozen model.
+          prompts: Q prompts.
+          key: the round's key.
+        """
+        questions, count = prompts.tokens.shape[0], self.samples
+        keys = sample_keys(key, prompts.id, count)
+        shared = ()
+        if prompts.prefix.shape[0]:
+            _, prefix = model.prefill(prompts.prefix[None], jnp.full(1, prompts.prefix.shape[0], jnp.int32))
+            shared = (prefix,)
+        hidden, question = model.prefill(prompts.tokens, prompts.length, shared)
+        last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
+        logits = jnp.repeat(model.logits(last), count, axis=0, total_repeat_length=questions * count)
+        context = (*shared, question)
+
+        def step(state: SamplingState) -> SamplingState:
+            previous = jax.lax.dynamic_index_in_dim(state.tokens, state.index - 1, axis=1, keepdims=False)
+            logits, tail = model.extend(previous, context, state.tail)
+            return self.write(dataclasses.replace(state, tail=tail), logits, keys)
+
+        def unfinished(state: SamplingState) -> Bool[Array, '']:
+            return (state.index < self.max_tokens) & state.alive.any()
+
+        state = self.write(self.start(questions * count, model), logits, keys)
+        state = jax.lax.while_loop(unfinished, step, state)
+        return constrain(Samples(state.tokens, state.mask, state.log_probs, ~state.alive), 'batch')
+
+    def start(self, rows: int, model: LanguageModel) -> SamplingState:
+        """The state before anything is drawn."""
+        shape = (rows, self.max_tokens)
+        return SamplingState(
+            index=jnp.zeros((), jnp.int32),
+            tokens=jnp.full(shape, self.vocabulary.pad_id, jnp.int32),
+            log_probs=jnp.zeros(shape, jnp.float32),
+            mask=jnp.zeros(shape, bool),
+            alive=jnp.ones(rows, bool),
+            tail=constrain_tail(model.new_tail(rows, self.max_tokens)),
+        )
+
+    def choose(self, logits: Float32[Array, 'S V'], keys: jax.Array, index: Int[Array, '']) -> Int32[Array, 'S']:
+        """The next token of every sample."""
+        if self.temperature == 0:
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        tempered = logits / self.temperature
+        for transform in self.transforms:
+            tempered = transform(tempered)
+        here = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        return draw(tempered, jax.vmap(jax.random.uniform)(here))
+
+    def write(self, state: SamplingState, logits: Float32[Array, 'S V'], keys: jax.Array) -> SamplingState:
+        """Draws a token for every sample that is alive, and writes it."""
+        logits = constrain(logits, 'batch')
+        token = jnp.where(state.alive, self.choose(logits, keys, state.index), self.vocabulary.pad_id)
+        chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+        log_prob = jnp.where(state.alive, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
+        return dataclasses.replace(
+            state,
+            index=state.index + 1,
+            tokens=state.tokens.at[:, state.index].set(token),
+            log_probs=state.log_probs.at[:, state.index].set(log_prob),
+            mask=state.mask.at[:, state.index].set(state.alive),
+            alive=state.alive & (token != self.vocabulary.eos_id),
+        )
+
+
+def sample_keys(key: jax.Array, ids: Int[Array, 'Q 2'], samples: int) -> jax.Array:
+    """One key a sample, [Q * N], folded from the key, the question's id and the sample's number."""
+
+    def of_question(identity):
+        mine = jax.random.fold_in(jax.random.fold_in(key, identity[0]), identity[1])
+        return jax.vmap(jax.random.fold_in, (None, 0))(mine, jnp.arange(samples))
+
+    return jax.vmap(of_question)(ids).reshape(-1)
+
+
+def constrain_tail(tail: object) -> object:
+    """Splits the samples' own cache [..., S] over the batch axes."""
+    split = lambda array: constrain(array, *(None,) * (array.ndim - 1), 'batch') if array.ndim else array  # noqa: E731
+    return jax.tree.map(split, tail)

@@ -1,0 +1,190 @@
+"""What every run does around its work: checks the place, lays out the mesh, opens the files, says what it runs on."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform as machine
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from t5x_selfimprove import metrics, partitioning
+from t5x_selfimprove.checkpoints import Checkpoints
+from t5x_selfimprove.display import Display, number_of_bytes
+from t5x_selfimprove.models import parameters
+from t5x_selfimprove.partitioning import MeshShape
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+SPARE_BYTES = 64 << 20  # room that a run directory needs beside its checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a run happens: directory, seed, devices.
+
+    Raises:
+      ValueError: a field out of range.
+    """
+
+    directory: str  # everything that the run writes
+    name: str = 'run'  # shown in the report
+    seed: int = 0  # of every draw
+    platform: str | None = None  # 'cpu', 'gpu' or 'tpu'; None takes what jax finds
+    mesh: MeshShape = MeshShape()
+    keep_checkpoints: int = 2
+    tensorboard: bool = True
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f'seed must be in 0..2**32-1; it is {self.seed}')
+        if self.keep_checkpoints < 1:
+            raise ValueError(f'keep_checkpoints must be at least 1; it is {self.keep_checkpoints}')
+
+    def devices(self) -> list[jax.Device]:
+        """The devices of the platform that was asked for.
+
+        Raises:
+          RuntimeError: they are not there; there is no silent fall-back to another platform.
+        """
+        if self.platform is None:
+            return jax.devices()
+        try:
+            return jax.devices(self.platform)
+        except RuntimeError as error:
+            found = sorted({device.platform for device in jax.devices()})
+            raise RuntimeError(
+                f'platform {self.platform!r} was asked for and is not there; jax found {found}. Install the jax build '
+                f'for it (for example jax[cuda13] or jax[tpu]), or leave platform out. ({error})'
+            ) from error
+
+
+class Session:
+    """A run directory that is open for writing, on a mesh.
+
+    Raises:
+      OSError: the directory cannot be written or the disk is nearly full.
+      ValueError: the mesh does not fit the devices.
+      RuntimeError: the platform is not there.
+    """
+
+    def __init__(self, place: Place, config: str, display: Display | None = None):
+        self.place = place
+        self.config = config
+        self.display = display or Display()
+        self.devices = place.devices()
+        self.mesh = place.mesh.build(self.devices)
+        self.directory = Path(place.directory)
+        check_writable(self.directory)
+        self.writer = metrics.Writer(self.directory, place.tensorboard)
+        self.checkpoints = Checkpoints(self.directory, place.keep_checkpoints)
+
+    def __enter__(self) -> 'Session':
+        self._use = partitioning.use(self.mesh)
+        self._use.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._use.__exit__(*error)
+        self.checkpoints.close()
+        self.writer.close()
+
+    def place_state(self, create: Any) -> Any:
+        """Creates a state already split over the mesh: no device ever holds all of it.
+
+        Raises:
+          ValueError: a parameter cannot be divided as the rules say; names it and the numbers.
+        """
+        abstract = jax.eval_shape(create)
+        shardings = parameters.shardings(abstract, self.mesh, partitioning.LEARNING)
+        return jax.jit(create, out_shardings=shardings)()
+
+    def place_batch(self, batch: Any, outer: int) -> Any:
+        """Puts host arrays on the mesh, split over the batch axis that comes after `outer` axes."""
+        spec = partitioning.spec_of(partitioning.Axes((None,) * outer + ('batch',)), partitioning.LEARNING)
+        return jax.device_put(batch, jax.sharding.NamedSharding(self.mesh, spec))
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts host arrays on every device of the mesh."""
+        return jax.device_put(tree, jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec()))
+
+    def announce(self, command: str, state: Any, batch: dict[str, Any]) -> None:
+        """Says, and writes, what is about to run and on what."""
+        kinds = sorted({device.device_kind for device in self.devices})
+        on_device = partitioning.bytes_per_device(state)
+        facts = {
+            'platform': f'{len(self.devices)} x {self.devices[0].platform} ({", ".join(kinds)})',
+            'mesh': ' x '.join(f'{axis} {size}' for axis, size in self.mesh.shape.items()),
+            'parameters': f'{parameters.count(state.model):,}',
+            'state': f'{number_of_bytes(on_device)} per device (parameters, optimizer, base)',
+            **{name.replace('_', ' '): value for name, value in batch.items()},
+            'directory': str(self.directory),
+        }
+        self.display.say(f'{command}: {self.place.name}, seed {self.place.seed}')
+        self.display.facts(facts)
+        self.writer.write(
+            'run',
+            command=command,
+            name=self.place.name,
+            seed=self.place.seed,
+            devices=[f'{device.platform}: {device.device_kind}' for device in self.devices],
+            mesh=dict(self.mesh.shape),
+            parameters=parameters.count(state.model),
+            bytes_per_device=on_device,
+            batch=batch,
+            versions=versions(),
+        )
+
+    def save_config(self) -> None:
+        """Writes the effective configuration beside the checkpoints; it re-parses to an equal run."""
+        write_text(self.directory / 'config.gin', self.config)
+
+    def check_room(self, state: Any) -> None:
+        """Refuses to start where the checkpoints would not fit on the disk.
+
+        Raises:
+          OSError: too little room; says how much is needed.
+        """
+        needed = (self.place.keep_checkpoints + 1) * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise OSError(
+                f'{self.directory} has {number_of_bytes(free)} free and the run needs about {number_of_bytes(needed)} '
+                f'for {self.place.keep_checkpoints} checkpoints; free some, or set another directory'
+            )
+
+
+def check_writable(directory: Path) -> None:
+    """Raises OSError with the way out unless files can be made in the directory (which is created)."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b'\0' * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(f'cannot write to the run directory {directory}: {error.strerror}. Choose another one.') from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile('w', encoding='utf-8', dir=path.parent, prefix='.', delete=False) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + '\n')
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {package: importlib.metadata.version(package) for package in PACKAGES}
+    return {'python': machine.python_version(), **found}

@@ -1,0 +1,87 @@
+"""Prompt templates: text with a {question} in it, compiled to token segments and rendered by one ragged concatenation."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Int32
+
+from t5x_selfimprove.records import Prompts, Questions
+from t5x_selfimprove.vocabulary import Vocabulary
+
+SLOT = '{question}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """A prompt around a question.
+
+    The text before the slot (instructions, exemplars) is the same for every question; the sampler computes it once.
+
+    Raises:
+      ValueError: the text does not hold the slot exactly once, or the vocabulary cannot spell the text round it.
+    """
+
+    vocabulary: Vocabulary
+    text: str = SLOT
+
+    def __post_init__(self):
+        if self.text.count(SLOT) != 1:
+            raise ValueError(f'a template holds {SLOT} exactly once; this one {self.text.count(SLOT)} times: {self.text!r}')
+        _ = self.before, self.after
+
+    @functools.cached_property
+    def before(self) -> tuple[int, ...]:
+        """Tokens before the question, beginning-of-text first where the vocabulary has one."""
+        start = () if self.vocabulary.bos_id is None else (self.vocabulary.bos_id,)
+        return (*start, *self.vocabulary.encode(self.text.split(SLOT)[0]))
+
+    @functools.cached_property
+    def after(self) -> tuple[int, ...]:
+        """Tokens after the question."""
+        return tuple(self.vocabulary.encode(self.text.split(SLOT)[1]))
+
+    def __call__(self, questions: Questions) -> Prompts:
+        """Renders Q questions of room W as prompts of room P = W + len(after); runs on device.
+
+        Raises:
+          ValueError: the prompts would be empty.
+        """
+        room = questions.tokens.shape[-1] + len(self.after)
+        if room == 0:
+            raise ValueError('a prompt needs at least one token after the shared prefix')
+        tokens, length = concatenate(
+            [questions.tokens, jnp.broadcast_to(jnp.array(self.after, jnp.int32), (*questions.length.shape, len(self.after)))],
+            [questions.length, jnp.full_like(questions.length, len(self.after))],
+            room,
+            self.vocabulary.pad_id,
+        )
+        return Prompts(jnp.array(self.before, jnp.int32), tokens, length, questions.id)
+
+
+def concatenate(
+    parts: list[Int[Array, 'B _']], lengths: list[Int32[Array, 'B']], room: int, pad: int
+) -> tuple[Int32[Array, 'B {room}'], Int32[Array, 'B']]:
+    """Joins ragged rows, row by row: one gather per part.
+
+        parts   [[a b _]  [[x _]     ->  [[a b x _]
+                 [c _ _]]  [y z]]         [c y z _]]
+
+    Args:
+      parts: rows padded at the right.
+      lengths: their lengths.
+      room: width of the result; what does not fit is cut, so callers size it as the sum of the widths.
+      pad: token that fills the rest.
+    """
+    place = jnp.arange(room, dtype=jnp.int32)
+    rows = lengths[0].shape[0]
+    result = jnp.full((rows, room), pad, jnp.int32)
+    start = jnp.zeros(rows, jnp.int32)
+    for part, length in zip(parts, lengths, strict=True):
+        if part.shape[-1] == 0:
+            continue
+        source = place - start[:, None]
+        taken = jnp.take_along_axis(part, jnp.clip(source, 0, part.shape[-1] - 1), axis=-1)
+        result = jnp.where((source >= 0) & (source < length[:, None]), taken, result)
+        start = start + length
+    return result, start

@@ -1,0 +1,353 @@
+"""A run of self-improvement: restore, feed, dispatch, write, evaluate, save."""
+
+import dataclasses
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5x_selfimprove import evaluate, improve, metrics, tally
+from t5x_selfimprove.checkpoints import Checkpoints, Described
+from t5x_selfimprove.data import store
+from t5x_selfimprove.data.items import Bank, Item, Unlabelled, encode_examples, encode_questions
+from t5x_selfimprove.display import number_of_bytes, percent
+from t5x_selfimprove.evaluate import Evaluation
+from t5x_selfimprove.improve import Recipe, Round
+from t5x_selfimprove.models.transformer import TransformerConfig
+from t5x_selfimprove.records import Lessons, Questions, TrainState
+from t5x_selfimprove.session import Place, Session
+from t5x_selfimprove.summary import summarise, table
+from t5x_selfimprove.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """Questions of a bank as batches for the compiled program.
+
+    Raises:
+      ValueError: sizes that do not divide.
+    """
+
+    bank: Bank
+    per_round: int  # questions a round
+    per_batch: int  # Q, questions that are sampled at a time
+    room: int  # tokens of the longest question
+    too_long: str = 'refuse'  # or 'skip': leave longer questions out and count them
+
+    def __post_init__(self):
+        if self.per_batch < 1 or self.per_round < 1 or self.per_round % self.per_batch:
+            raise ValueError(
+                f'per_round = {self.per_round} must be a positive multiple of per_batch = {self.per_batch}'
+            )
+
+    def take(
+        self, position: int, vocabulary: Vocabulary, answer_format: Any, labels: bool
+    ) -> tuple[list[Item], Questions, int]:
+        """The items from `position` on: (those that fit, [G, Q, ...] arrays of them, how many were too long)."""
+        bank = self.bank if labels else Unlabelled(self.bank)
+        items = bank.take(position, self.per_round)
+        encoded, skipped = encode_questions(
+            items, vocabulary, self.room, answer_format, self.too_long, count=self.per_round
+        )
+        if skipped:
+            items = [item for item in items if len(vocabulary.encode(item.question)) <= self.room]
+        batches = jax.tree.map(lambda array: array.reshape(-1, self.per_batch, *array.shape[1:]), encoded)
+        return items, batches, skipped
+
+
+@dataclasses.dataclass(frozen=True)
+class Improve:
+    """Improves a model in place on questions, round after round.
+
+    Raises:
+      ValueError: settings that do not go together.
+    """
+
+    place: Place
+    vocabulary: Vocabulary
+    model: TransformerConfig
+    initial: str  # run directory of the model to start from
+    recipe: Recipe
+    questions: Feed
+    evaluation: Evaluation
+    evaluation_questions: Feed
+    rounds: int
+    labels: bool = False  # whether the labels of the questions reach the consolidator; a label-free run has False
+    replay: Bank | None = None  # labelled examples mixed into training, all of them; None where the learner needs none
+    replay_room: int = 0  # tokens of the longest replayed example, end-of-text included
+    rounds_per_dispatch: int = 1  # rounds that run as one program between two evaluations
+    stored_questions: int = 200  # questions a round whose paths are written to the sample store
+    train_on_evaluation: bool = False  # whether questions of the evaluation may be trained on
+
+    def __post_init__(self):
+        if self.rounds < 1 or self.rounds_per_dispatch < 1 or self.rounds % self.rounds_per_dispatch:
+            raise ValueError(
+                f'rounds = {self.rounds} must be a positive multiple of rounds_per_dispatch = {self.rounds_per_dispatch}'
+            )
+        wants_replay = self.recipe.learner.replay_share > 0
+        if wants_replay != (self.replay is not None):
+            raise ValueError(
+                f'replay_share = {self.recipe.learner.replay_share} and replay = {self.replay} do not go together: '
+                'give both or neither'
+            )
+
+    @property
+    def answers(self) -> Any:
+        """How answers are read."""
+        return self.evaluation.consolidator.answers
+
+    def run(self, config: str) -> dict[str, Any]:
+        """Runs all rounds, or goes on where a killed run stopped. Returns the summary, which is also written.
+
+        Raises:
+          ValueError, OSError: bad input, before anything long starts.
+        """
+        start = time.perf_counter()
+        described = self.check_input()
+        with Session(self.place, config) as session:
+            run = _Run(self, session)
+            done = session.checkpoints.latest
+            state = run.restore(done, described)
+            session.check_room(state)
+            session.save_config()
+            session.announce('improve', state, self.batch_arithmetic())
+            if done is None:
+                run.evaluate(state, 0)
+                run.save(state, 0)
+            elif done:
+                session.display.say(f'resumed after round {done} of {self.rounds}')
+            step = None
+            for number in range(done or 0, self.rounds, self.rounds_per_dispatch):
+                step = step or run.compile(state)
+                state = run.dispatch(step, state, number)
+                run.evaluate(state, number + self.rounds_per_dispatch)
+                run.save(state, number + self.rounds_per_dispatch)
+            session.writer.write('session', seconds=time.perf_counter() - start)
+            summary = summarise(session.directory)
+            session.display.table(*table(summary))
+            session.display.say(f'summary: {session.directory / "summary.json"}')
+            return summary
+
+    def check_input(self) -> Described:
+        """Looks at everything that is read, before anything long starts; returns what the initial model is."""
+        for bank in (self.questions.bank, self.evaluation_questions.bank, self.replay):
+            if bank is not None:
+                bank.check()
+        if not Path(self.initial, 'checkpoints').is_dir():
+            raise FileNotFoundError(
+                f'{self.initial} has no checkpoints; pre-train a model there first, or name another run directory '
+                'as the initial model'
+            )
+        initial = Checkpoints(Path(self.initial))
+        described = initial.describe()
+        initial.close()
+        if described.vocabulary != self.vocabulary.fingerprint():
+            raise ValueError(
+                f'the model in {self.initial} was made with vocabulary {described.vocabulary}, this run uses '
+                f'{self.vocabulary.fingerprint()} ({self.vocabulary.name}, {self.vocabulary.size} tokens): '
+                'use the vocabulary the model was made with'
+            )
+        return described
+
+    def batch_arithmetic(self) -> dict[str, str]:
+        """What a round multiplies to, for people."""
+        sampler, learner = self.recipe.sampler, self.recipe.learner
+        feed = self.questions
+        return {
+            'round': f'{feed.per_round:,} questions x {sampler.samples} samples = '
+            f'{feed.per_round * sampler.samples:,} paths of at most {sampler.max_tokens} tokens, '
+            f'{feed.per_batch:,} questions at a time',
+            'training': f'{learner.steps} updates x {learner.batch_rows} rows of {learner.packing.row_length} tokens '
+            f'({learner.accumulate} accumulated), {learner.replay_rows} rows of them replay',
+            'rounds': f'{self.rounds}, {self.rounds_per_dispatch} a dispatch',
+        }
+
+
+class _Run:
+    """The parts of one run that share its session."""
+
+    def __init__(self, settings: Improve, session: Session):
+        self.settings = settings
+        self.session = session
+        feed = settings.evaluation_questions
+        self.evaluation_items, batches, skipped = feed.take(0, settings.vocabulary, settings.answers, labels=True)
+        if skipped:
+            session.display.say(f'{skipped} evaluation questions are longer than {feed.room} tokens and are left out')
+        self.evaluation_ids = {item.id for item in self.evaluation_items}
+        self.evaluation_batches = session.place_batch(batches, 1)
+        self.first = settings.questions.take(0, settings.vocabulary, settings.answers, settings.labels)
+        self.replay = self.pack_replay()
+
+    def pack_replay(self) -> Lessons | None:
+        """All labelled examples as packed rows, on the devices."""
+        settings = self.settings
+        if settings.replay is None:
+            return None
+        template = settings.recipe.lesson_prompt or settings.recipe.prompt
+        items = settings.replay.take(0, settings.replay.size)
+        examples, _ = encode_examples(
+            items, settings.vocabulary, template.before, template.after, settings.replay_room
+        )
+        pack = jax.jit(settings.recipe.learner.packing)
+        lessons, _ = pack(self.session.replicate(examples), jax.random.key(settings.place.seed))
+        return lessons
+
+    def restore(self, done: int | None, initial: Described) -> TrainState:
+        """The state after round `done`, or a new one from the initial model."""
+        settings, session = self.settings, self.session
+        learner = settings.recipe.learner
+
+        def create() -> TrainState:
+            model = settings.model.create(settings.vocabulary.size, jax.random.key(0))
+            return improve.new_state(model, learner, settings.place.seed, learner.start_from == 'base')
+
+        state = session.place_state(create)
+        if done is not None:
+            return session.checkpoints.restore(state)
+        source = Checkpoints(Path(settings.initial))
+        model = source.restore({'model': state.model})['model']
+        source.close()
+        session.display.say(f'starting from {settings.initial}, step {initial.step:,}')
+        base = jax.tree.map(jnp.copy, model) if state.base is not None else None
+        return dataclasses.replace(state, model=model, base=base)
+
+    def compile(self, state: TrainState) -> Any:
+        """Compiles the round once; says how long it took and what is updated in place."""
+        settings, session = self.settings, self.session
+        questions = self.batches(0)[1]
+        program = functools.partial(improve.rounds, recipe=settings.recipe)
+        start = time.perf_counter()
+        with session.display.phase('compile', 'compiling the round'):
+            compiled = jax.jit(program, donate_argnums=0).lower(state, questions, self.replay).compile()
+        seconds = time.perf_counter() - start
+        memory = compiled.memory_analysis()
+        session.writer.write(
+            'compile', seconds=seconds, temporary_bytes=memory.temp_size_in_bytes, aliased_bytes=memory.alias_size_in_bytes
+        )
+        session.display.say(
+            f'compiled sampling, vote and training as one program in {seconds:.1f} s: '
+            f'{number_of_bytes(memory.alias_size_in_bytes)} updated in place, '
+            f'{number_of_bytes(memory.temp_size_in_bytes)} temporary'
+        )
+        return compiled
+
+    def batches(self, done: int) -> tuple[list[list[Item]], Questions, int]:
+        """Questions of the next dispatch, [rounds, G, Q, ...] on the devices, without their labels."""
+        settings = self.settings
+        feed, taken = settings.questions, []
+        for number in range(done, done + settings.rounds_per_dispatch):
+            here = self.first if number == 0 else None
+            here = here or feed.take(number * feed.per_round, settings.vocabulary, settings.answers, settings.labels)
+            shared = self.evaluation_ids & {item.id for item in here[0]}
+            if shared and not settings.train_on_evaluation:
+                raise ValueError(
+                    f'{len(shared)} questions of round {number + 1} are evaluation questions (first: {min(shared)}). '
+                    'Use other splits, or set train_on_evaluation=True to say that this is meant'
+                )
+            taken.append(here)
+        arrays = jax.tree.map(lambda *arrays: np.stack(arrays), *[batch for _, batch, _ in taken])
+        return [items for items, _, _ in taken], self.session.place_batch(arrays, 2), sum(skip for _, _, skip in taken)
+
+    def dispatch(self, step: Any, state: TrainState, done: int) -> TrainState:
+        """Runs the next rounds and writes what they leave."""
+        settings, display = self.settings, self.session.display
+        start = time.perf_counter()
+        items, questions, skipped = self.batches(done)
+        last = done + settings.rounds_per_dispatch
+        name = f'round {last}' if last == done + 1 else f'rounds {done + 1} to {last}'
+        rest = (settings.rounds - last) / settings.rounds_per_dispatch
+        after = rest * sum(display.seconds.get(kind, 0.0) for kind in ('round', 'evaluate'))
+        with display.phase('round', f'{name} of {settings.rounds}: sampling, vote, training', after):
+            state, left = step(state, questions, self.replay)
+            left, known = jax.device_get((left, questions.known.sum(axis=(1, 2))))
+        seconds = time.perf_counter() - start
+        for offset, round_items in enumerate(items):
+            one = jax.tree.map(lambda array, offset=offset: array[offset], left)
+            facts = {
+                'skipped_questions': skipped // len(items),
+                'labels_read': int(known[offset]),
+                'seconds': {'round': seconds / len(items)},
+            }
+            self.write_round(done + offset + 1, round_items, one, facts)
+        return state
+
+    def write_round(self, number: int, items: list[Item], left: Round, facts: dict[str, Any]) -> None:
+        """Writes the metrics and the stored samples of one round, and says how it went."""
+        settings, session = self.settings, self.session
+        start, seconds = time.perf_counter(), facts['seconds']['round']
+        flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (left.samples, left.verdict))
+        stored = store.lines(items, *flat, settings.vocabulary, settings.labels, settings.stored_questions)
+        store.write(session.directory / 'samples' / f'round_{number:04d}.jsonl', stored)
+        found = metrics.values(left.metrics)
+        if not np.isfinite(found['loss']):
+            raise FloatingPointError(
+                f'the loss of round {number} is {found["loss"]}; the last good state is checkpoint {number - 1}. '
+                'Lower the learning rate and run again'
+            )
+        edges = tally.length_edges(settings.recipe.sampler.max_tokens)
+        counts = found.pop('length_histogram')
+        facts['seconds']['store'] = time.perf_counter() - start
+        lengths = {'edges': edges, 'counts': counts}
+        session.writer.write('round', round=number, length_histogram=lengths, **facts, **found)
+        session.display.say(
+            f'round {number}: {percent(found["answered"])} % of {found["samples"]:,.0f} paths answered, '
+            f'mean vote share {found["mean_vote_share"] or 0:.2f}, kept {found["kept_paths"]:,.0f} paths of '
+            f'{found["kept_questions"]:,.0f} questions, loss {found["loss"]:.3f}, '
+            f'{found["sampled_tokens"] / seconds:,.0f} sampled + {found["training_tokens"] / seconds:,.0f} trained '
+            f'tokens/s, {seconds:.1f} s'
+            + (f', {facts["skipped_questions"]} questions too long' if facts['skipped_questions'] else '')
+        )
+        if not found['kept_paths'] and settings.recipe.learner.replay_share < 1:
+            session.display.say(f'round {number}: no path was kept; the round trained on replay alone')
+
+    def evaluate(self, state: TrainState, number: int) -> None:
+        """Measures the model after round `number` on the evaluation questions."""
+        settings, session = self.settings, self.session
+        start = time.perf_counter()
+        with session.display.phase('evaluate', f'evaluating after round {number}'):
+            results, samples, verdict, counts = jax.device_get(
+                evaluate.measure(
+                    state.model, self.evaluation_batches, jnp.uint32(settings.place.seed), settings.evaluation
+                )
+            )
+        found = evaluate.summarise(results, settings.evaluation.sampler.samples)
+        flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (samples, verdict))
+        stored = store.lines(
+            self.evaluation_items, *flat, settings.vocabulary, True, settings.stored_questions
+        )
+        store.write(session.directory / 'samples' / f'evaluation_{number:04d}.jsonl', stored)
+        counted = metrics.values(counts)
+        edges = tally.length_edges(settings.evaluation.sampler.max_tokens)
+        session.writer.write(
+            'evaluation',
+            round=number,
+            suite=getattr(settings.evaluation_questions.bank, 'split', 'held_out'),
+            share_histogram=counted['share_histogram'],
+            length_histogram={'edges': edges, 'counts': counted['length_histogram']},
+            seconds=time.perf_counter() - start,
+            **found,
+        )
+        session.display.say(
+            f'{"before training" if number == 0 else f"after round {number}"}: greedy '
+            f'{percent(found["greedy_accuracy"])} %, majority {percent(found["majority_accuracy"])} %, answered '
+            f'{percent(found["answered"]["value"])} %, calibration error {percent(found["calibration_error"]["value"])} %'
+            f' ({found["questions"]:,} questions, {time.perf_counter() - start:.1f} s)'
+        )
+
+    def save(self, state: TrainState, number: int) -> None:
+        """Saves everything that the next round needs."""
+        settings = self.settings
+        described = Described(
+            step=int(state.step),
+            kind='improve',
+            data_position=number * settings.questions.per_round,
+            vocabulary=settings.vocabulary.fingerprint(),
+            config=self.session.config,
+            manifest={'round': number, 'seed': settings.place.seed, 'initial': settings.initial},
+        )
+        with self.session.display.phase('save', f'saving round {number}'):
+            self.session.checkpoints.save(number, state, described)

@@ -1,0 +1,54 @@
+"""What every test runs under: the CPU as eight devices, strict JAX, shapes and types checked on every call."""
+
+import os
+import pathlib
+import sys
+
+import pytest
+
+# JAX reads these once, at its import.
+if 'jax' in sys.modules:
+    raise RuntimeError('jax was imported before tests/conftest.py could set its platform; see launch/test.sh')
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+import jax
+import jaxtyping
+
+import tests.checking  # noqa: F401  (the import hook calls it by name)
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Calls of these have their annotations checked. Left out is `records`: JAX rebuilds records around leaves that are no
+# arrays; `records.check` is called where arrays enter instead.
+CHECKED = (
+    't5x_selfimprove.partitioning',
+    't5x_selfimprove.metrics',
+    't5x_selfimprove.models',
+    't5x_selfimprove.templates',
+    't5x_selfimprove.sampling',
+    't5x_selfimprove.consolidation',
+    't5x_selfimprove.learning',
+    't5x_selfimprove.tally',
+    't5x_selfimprove.improve',
+    't5x_selfimprove.evaluate',
+)
+jaxtyping.install_import_hook(list(CHECKED), 'tests.checking.checked')
+
+
+def pytest_configure(config: pytest.Config):
+    jax.config.update('jax_legacy_prng_key', 'error')  # typed keys only
+    if config.pluginmanager.hasplugin('cacheprovider'):
+        # A second run of the suite compiles little; so does the second of two processes.
+        jax.config.update('jax_compilation_cache_dir', str(config.cache.mkdir('jax')))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+@pytest.fixture(scope='session')
+def shared_data() -> pathlib.Path:
+    """The folder of public data sets beside the repository; tests that read them are skipped where it is not."""
+    folder = ROOT.parent / 'shared' / 'data'
+    if not folder.is_dir():
+        pytest.skip(f'no public data sets at {folder}')
+    return folder

@@ -1,0 +1,399 @@
+"""Answers: exact small cases, and device == host == a plain reference on random text cut into random tokens."""
+
+import dataclasses
+import decimal
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from t5x_selfimprove.consolidation import AnswerFormat, answer_bytes, answer_text
+from t5x_selfimprove.vocabulary import WordVocabulary
+from tests.consolidation.batches import BYTES, Spelled, rows, unchecked
+
+FORMATS = {kind: AnswerFormat(BYTES, kind=kind) for kind in ('number', 'option', 'yes_no', 'text')}
+
+
+def read(answers: AnswerFormat, *texts: str | bytes, ended: bool = True) -> list[bytes]:
+    """Answers of texts in the byte vocabulary, on the host."""
+    spelled = [text if isinstance(text, bytes) else text.encode() for text in texts]
+    tokens, mask = rows([[byte + 3 for byte in text] for text in spelled])
+    answer, found = answers.extract_host(tokens, mask, np.full(len(texts), ended))
+    assert answer.dtype == np.uint8 and answer.shape == (len(texts), answers.room)
+    assert ((answer > 0).any(axis=1) == found).all()
+    return [answer_bytes(one) for one in answer]
+
+
+NUMBERS = [
+    (' 21.', '21'),
+    (' 21', '21'),
+    (': 21', '21'),
+    ('\n21', ''),
+    (' $1,200.00', '1200'),
+    (' 1200', '1200'),
+    (' 1,200', '1200'),
+    (' $ 1,200', '1200'),
+    (' 12,345,678.900 dollars', '12345678.9'),
+    (' -7', '-7'),
+    (' -$7', '-7'),
+    (' $-7', '-7'),
+    (' \u22127', '-7'),
+    (' \u20ac-5.10', '-5.1'),
+    (' -\u00a35', '-5'),
+    (' \\$20', '20'),
+    (' covid-19', '19'),
+    (' - 5', '5'),
+    (' -0', '0'),
+    (' -0.00', '0'),
+    (' 007', '7'),
+    (' 0', '0'),
+    (' 000.0100', '0.01'),
+    (' .5', '0.5'),
+    (' -.50', '-0.5'),
+    (' ...5', '5'),
+    (' No.5', '5'),
+    (' 50%', '50'),
+    (' **42**', '42'),
+    (' \\boxed{42}', '42'),
+    (' that he has 3 pens and 4 pencils.', '3'),
+    (' 3. Then 4', '3'),
+    (' 3.Then', '3'),
+    (' unknown. There are 4', ''),
+    (' unknown\n4', ''),
+    (' 1, 2 or 3', '1'),
+    (' 1/2', ''),
+    (' 3:45', ''),
+    (' 1,5', ''),
+    (' 1,2000', ''),
+    (' 1.2.3', ''),
+    (' 2^10', ''),
+    (' 1e5', ''),
+    (' ', ''),
+    ('', ''),
+    ('n\u2019t 7', ''),
+    ('7', '7'),
+    (' 1234567890123456', '1234567890123456'),
+    (' 12345678901234567', ''),
+    (' -1234567890123456', ''),
+    (' 00000000000000000000012', '12'),
+]
+
+
+@pytest.mark.parametrize(('text', 'answer'), NUMBERS)
+def test_number(text: str, answer: str):
+    assert read(FORMATS['number'], f'2 + 2 = 4. The answer is{text}') == [answer.encode()]
+
+
+@pytest.mark.parametrize(
+    ('kind', 'text', 'answer'),
+    [
+        ('option', ' (B)', 'b'),
+        ('option', ' b.', 'b'),
+        ('option', ' B)', 'b'),
+        ('option', ' option C because', 'c'),
+        ('option', ' a dog (D)', 'd'),
+        ('option', ' a.', 'a'),
+        ('option', ' A', 'a'),
+        ('option', ' A dog', 'a'),
+        ('option', ' \u00e9a', ''),
+        ('option', " it's", ''),
+        ('option', ' Dog', ''),
+        ('option', ' what I say', ''),
+        ('option', '. B', ''),
+        ('yes_no', ': Yes, it is', 'yes'),
+        ('yes_no', ' NO.', 'no'),
+        ('yes_no', ' not known, no', 'no'),
+        ('yes_no', ' yesterday', ''),
+        ('yes_no', ' no-one', ''),
+        ('yes_no', '. Yes', ''),
+        ('text', ' The  Red\tSea!', 'red sea'),
+        ('text', ': "Paris".', 'paris'),
+        ('text', ' an apple', 'apple'),
+        ('text', ' a', 'a'),
+        ('text', ' the.', 'the'),
+        ('text', ' theatre', 'theatre'),
+        ('text', ' C++', 'c++'),
+        ('text', ' -5', '-5'),
+        ('text', ' 3.5 km. It', '3.5 km'),
+        ('text', ' \u00c9ric', '\u00c9ric'),
+        ('text', ' .', ''),
+        ('text', ' one two three four', ''),
+    ],
+)
+def test_other_kinds(kind: str, text: str, answer: str):
+    assert read(FORMATS[kind], f'So the answer is{text}') == [answer.encode()]
+
+
+def test_trigger_is_the_last_in_any_case():
+    answers = FORMATS['number']
+    assert read(answers, 'The answer is 1. THE ANSWER IS 2. tHe AnSwEr Is 3.') == [b'3']
+    assert read(answers, 'The answer is 1. The answer is', 'The answer 1', 'the answer isnt 4', '') == [b''] * 4
+    assert read(AnswerFormat(BYTES, trigger='####'), 'x ##### 18', '####', '### 4') == [b'18', b'', b'']
+    assert read(AnswerFormat(BYTES, trigger='aab'), 'aaab 7', 'AAAAB 7 aaaab 8 aa') == [b'7', b'8']
+
+
+def test_nothing_is_shortened_to_fit():
+    answers = AnswerFormat(BYTES, room=3, window=8)
+    said = 'the answer is'
+    assert read(answers, f'{said} 123', f'{said} 1234', f'{said} 001.50', f'{said} -12') == [
+        b'123',
+        b'',
+        b'1.5',
+        b'-12',
+    ]
+    # Of 8 bytes behind the phrase the number must end within, and what follows must show that it does.
+    assert read(answers, f'{said}      12', f'{said}      12 ', f'{said}     12 ', f'{said}      123') == [
+        b'12',
+        b'',
+        b'12',
+        b'',
+    ]
+    assert read(answers, f'{said}     12.', f'{said}     12.5', f'{said}     12. ') == [b'12', b'', b'']
+    assert read(dataclasses.replace(answers, kind='text'), f'{said} abc. ', f'{said} abcd', f'{said}   abc. x') == [
+        b'abc',
+        b'',
+        b'abc',
+    ]
+    assert read(dataclasses.replace(answers, kind='text'), f'{said}     abcd') == [b'']
+
+
+@pytest.mark.parametrize(
+    ('kind', 'texts', 'answers'),
+    [
+        ('number', ['21', '21.', '21. ', '21 ', '21,', '1/', '1.5 '], [b'', b'', b'21', b'21', b'', b'', b'1.5']),
+        ('option', ['b', 'b.', '(B'], [b'', b'b', b'']),
+        ('yes_no', ['yes', 'no.', 'no'], [b'', b'no', b'']),
+        ('text', ['red', 'red.', 'red. ', 'red\n'], [b'', b'', b'red', b'red']),
+    ],
+)
+def test_what_a_cut_may_have_shortened_is_no_answer(kind: str, texts: list[str], answers: list[bytes]):
+    assert read(FORMATS[kind], *[f'The answer is {text}' for text in texts], ended=False) == answers
+    whole = [text for text in texts if text != '1/']
+    assert b'' not in read(FORMATS[kind], *[f'The answer is {text}' for text in whole])
+
+
+def test_labels():
+    number, text = FORMATS['number'], FORMATS['text']
+    assert [number.canonical(label) for label in ('1,200', ' $5 ', '-0', '#### 3', 'none', '1/2', '')] == [
+        b'1200',
+        b'5',
+        b'0',
+        b'3',
+        b'',
+        b'',
+        b'',
+    ]
+    assert number.canonical('She has 4. The answer is 3.') == b'3'
+    assert number.canonical("The answer isn't 3.") == b''
+    assert text.canonical('The Red Sea.') == b'red sea'
+    assert text.canonical('Mr. Smith') == text.canonical('one\ntwo') == b''
+    assert text.canonical('x' * 16) == b'x' * 16 and text.canonical('x' * 17) == text.canonical('x' * 80) == b''
+    assert [FORMATS['option'].canonical(label) for label in ('(C)', 'c', 'C.')] == [b'c'] * 3
+    assert answer_text(np.frombuffer('\u00e9a\0\0'.encode(), np.uint8)) == '\u00e9a'
+
+
+def test_words_and_bytes_agree():
+    text = 'Hugo has 7 pens. The answer is 21.'
+    words = WordVocabulary.learn([text])
+    for vocabulary in (BYTES, words):
+        tokens, mask = rows([[*vocabulary.encode(text), vocabulary.eos_id]])
+        assert answer_bytes(AnswerFormat(vocabulary).extract_host(tokens, mask)[0][0]) == b'21'
+
+
+# The reference: plain Python and regular expressions on the whole text, written apart from the code it checks.
+
+
+def reference(answers: AnswerFormat, text: bytes, ended: bool) -> bytes:
+    """The answer of a completion."""
+    place = text.lower().rfind(answers.trigger.lower().encode())
+    behind = text[place + len(answers.trigger) :]
+    if place < 0 or (answers.trigger[-1].isalpha() and behind[:1].isalpha()):
+        return b''
+    cut = not ended or len(behind) > answers.window
+    behind = behind[: answers.window]
+    last = rb'(?!\Z)' if cut else b''
+    stop = re.search(rb'\n|[.!?](?=[\s\0]|\Z)' + last, behind)
+    end = stop.start() if stop else len(behind)
+    found = globals()[f'reference_{answers.kind}'](behind, end, cut, stop is not None)
+    return found if len(found) <= answers.room else b''
+
+
+def reference_number(behind: bytes, end: int, cut: bool, stopped: bool) -> bytes:
+    number = re.search(rb'(?<![A-Za-z\d.])\.\d+|\d+(?:,\d{3}(?!\d))*(?:\.\d+)?', behind)
+    if not number or number.start() >= end:
+        return b''
+    rest = behind[number.end() :]
+    if re.match(rb'[,./:^eE]\d', rest) or (cut and re.fullmatch(rb'[,./:^eE]?', rest)):
+        return b''
+    context = decimal.Context(prec=500)
+    value = decimal.Decimal(number.group().replace(b',', b'').decode(), context).normalize(context)
+    before = re.search(rb'[-$\\\xc2\xa2\xa3\xa5\xe2\x82\xac\x88\x92]*\Z', behind[: number.start()]).start()
+    minus = re.compile(rb'(?<![A-Za-z\d])-|\xe2\x88\x92').search(behind, before, number.start())
+    return (b'-' if minus and value else b'') + format(value, 'f').encode()
+
+
+WORD = rb"[A-Za-z\d_'\x80-\xff-]"
+
+
+def reference_option(behind: bytes, end: int, cut: bool, stopped: bool) -> bytes:
+    pattern = rb'(?<!%b)(?:[b-hj-zB-HJ-ZA]|[aiI](?![ \t]))(?!%b)' % (WORD, WORD)
+    letter = re.search(pattern, behind)
+    if not letter or letter.start() >= end or (cut and letter.end() == len(behind)):
+        return b''
+    return letter.group().lower()
+
+
+def reference_yes_no(behind: bytes, end: int, cut: bool, stopped: bool) -> bytes:
+    word = re.search(rb'(?i)(?<!%b)(?:yes|no)(?!%b)' % (WORD, WORD), behind)
+    if not word or word.start() >= end or (cut and word.end() == len(behind)):
+        return b''
+    return word.group().lower()
+
+
+def reference_text(behind: bytes, end: int, cut: bool, stopped: bool) -> bytes:
+    if cut and not stopped:
+        return b''
+    said = behind[:end].lstrip(b' \t\n\v\f\r\0"\'*`:').rstrip(b' \t\n\v\f\r\0"\'*`.,;:!?').lower()
+    said = re.sub(rb'\A(a|an|the)[\s\0]+', b'', said)
+    return re.sub(rb'[\s\0]+', b' ', said)
+
+
+PIECES = [
+    *'0 1 12 200 000 123456789 , . $ - % / : ! ? ( ) " e x B I a A no Yes yes No'.split(),
+    *[
+        ' ',
+        ' ',
+        ' ',
+        '. ',
+        '\n',
+        '\t',
+        '\0',
+        ' a ',
+        ' an ',
+        'The ',
+        '\u20ac',
+        '\u2212',
+        '\u00e9',
+        "'",
+        '1,200',
+        '-.5',
+        '^',
+    ],
+    *['The answer is', 'THE ANSWER IS', 'the answer is ', 'The answer', 'The The answer is '],
+]
+
+
+def random_texts(rng: np.random.Generator, count: int) -> list[bytes]:
+    texts = []
+    for _ in range(count):
+        drawn = [PIECES[place] for place in rng.integers(len(PIECES), size=rng.integers(1, 12))]
+        if rng.random() < 0.8:
+            drawn.insert(rng.integers(len(drawn)), 'The answer is ')
+        texts.append(''.join(drawn).encode()[: rng.integers(1, 90)])
+    return texts
+
+
+def random_vocabulary(rng: np.random.Generator, texts: list[bytes]) -> Spelled:
+    """All bytes, and many pieces of the texts, some of them long, some twice; special tokens that spell nothing."""
+    pieces = []
+    for text in texts[:400]:
+        start = rng.integers(len(text))
+        pieces.append(text[start : start + rng.integers(1, 20)])
+    return Spelled((b'', b'', *[bytes([byte]) for byte in range(256)], b'', *pieces))
+
+
+def random_tokens(rng: np.random.Generator, vocabulary: Spelled, text: bytes) -> list[int]:
+    """One of the ways to cut a text into tokens, with tokens that spell nothing here and there."""
+    starting: dict[int, list[int]] = {}
+    for token, spelling in enumerate(vocabulary.spellings):
+        starting.setdefault(spelling[0] if spelling else -1, []).append(token)
+    ids, place = [], 0
+    while place < len(text):
+        fitting = [t for t in starting[text[place]] if text.startswith(vocabulary.spellings[t], place)]
+        longest = max(fitting, key=lambda token: len(vocabulary.spellings[token]))
+        token = longest if rng.random() < 0.5 else int(rng.choice(fitting))
+        ids += [token] + [int(rng.choice(starting[-1]))] * (rng.random() < 0.1)
+        place += len(vocabulary.spellings[token])
+    return ids
+
+
+@pytest.mark.parametrize('kind', ['number', 'option', 'yes_no', 'text'])
+@pytest.mark.parametrize(('room', 'window'), [(16, 64), (4, 17)])
+def test_device_equals_host_equals_reference(kind: str, room: int, window: int):
+    rng = np.random.default_rng(room)
+    texts = random_texts(rng, 1500)
+    vocabulary = random_vocabulary(rng, texts)
+    answers = AnswerFormat(vocabulary, kind=kind, room=room, window=window)
+    tokens, mask = rows([random_tokens(rng, vocabulary, text) for text in texts])
+    assert [
+        b''.join(vocabulary.spellings[t] for t in row[keep]) for row, keep in zip(tokens, mask, strict=True)
+    ] == texts
+    ended = rng.random(len(texts)) < 0.7
+    answer, found = jax.tree.map(np.asarray, jax.jit(answers.extract)(tokens, mask, ended))
+    on_host, found_on_host = answers.extract_host(tokens, mask, ended)
+    wanted = [reference(answers, text, bool(whole)) for text, whole in zip(texts, ended, strict=True)]
+    wrong = [
+        (text, whole, one, answer_bytes(got))
+        for text, whole, one, got in zip(texts, ended, wanted, answer, strict=True)
+        if one != answer_bytes(got)
+    ]
+    assert not wrong, wrong[:5]
+    assert (answer == on_host).all() and (found == found_on_host).all()
+    assert (found == [one != b'' for one in wanted]).all()
+    assert 50 < found.sum() < len(texts) - 50
+
+
+def test_labels_are_read_as_samples_are():
+    rng = np.random.default_rng(3)
+    labels = [
+        ''.join(PIECES[place] for place in rng.integers(len(PIECES), size=rng.integers(1, 6))) for _ in range(300)
+    ]
+    labels = [label for label in labels if 'nswer' not in label]
+    for kind, answers in FORMATS.items():
+        said = read(answers, *[f'The answer is {label}' for label in labels])
+        ours = [answers.canonical(label) for label in labels]
+        if kind == 'text':  # a label of several sentences is refused; of a sample the first one counts
+            pairs = [(one, other) for one, other in zip(said, ours, strict=True) if other]
+            said, ours = zip(*pairs, strict=True)
+        assert list(said) == list(ours)
+
+
+def test_without_samples_and_without_tokens():
+    answers = FORMATS['number']
+    answer, found = answers.extract_host(np.zeros((0, 5), np.int32), np.zeros((0, 5), bool))
+    assert answer.shape == (0, 16) and found.shape == (0,)
+    answer, found = answers.extract_host(np.zeros((2, 5), np.int32), np.zeros((2, 5), bool))
+    assert not answer.any() and not found.any()
+
+
+@pytest.mark.parametrize(('rows_', 'columns'), [(4800, 32), (200, 512)])
+def test_memory_grows_with_samples_only(rows_: int, columns: int):
+    answers = FORMATS['number']
+    tokens, mask = np.zeros((rows_, columns), np.int32), np.ones((rows_, columns), bool)
+    memory = jax.jit(answers.extract).lower(tokens, mask).compile().memory_analysis().temp_size_in_bytes
+    assert memory < rows_ * (66 * 40 + columns * 10)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'said'),
+    [
+        ({'vocabulary': 'bytes'}, 'must be a vocabulary; it is a str'),
+        ({'trigger': ''}, "1..200 bytes; it is ''"),
+        ({'trigger': 'is '}, "must not begin or end with a space; it is 'is '"),
+        ({'kind': 'numbers'}, "'number', 'option', 'yes_no', 'text'; it is 'numbers'"),
+        ({'room': 0}, 'room is 0'),
+        ({'room': 65}, 'room is 65, window is 64'),
+        ({'window': 201}, 'window is 201'),
+        ({'room': 8.0}, 'room is 8.0'),
+    ],
+)
+def test_fields_are_checked(fields: dict, said: str):
+    with pytest.raises((TypeError, ValueError), match=re.escape(said)):
+        unchecked(AnswerFormat(BYTES), **fields).__post_init__()
+
+
+def test_equal_formats_are_one_static_value():
+    one, other = AnswerFormat(BYTES), AnswerFormat(type(BYTES)())
+    assert one == other and hash(one) == hash(other)
+    assert one != AnswerFormat(BYTES, kind='text')
