@@ -313,8 +313,8 @@ def render(run: Run, files: list[Json]) -> str:
     }
     data |= {'suites': list(run.evaluations), 'starts': run.lines['run'], 'files': files}
     packed = json.dumps(data, ensure_ascii=False, separators=(',', ':'))
-    configuration = '<p class="empty">The run directory holds no config.gin.</p>'
-    if run.configuration is not None:
+    configuration = '<p class="empty">The run directory holds no config.gin, or an empty one.</p>'
+    if run.configuration:
         lines = run.configuration.count('\n')
         configuration = (
             f'<details class="card"><summary>config.gin, the effective configuration ({_many(lines, "line")})</summary>'

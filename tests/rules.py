@@ -50,6 +50,7 @@ FORBIDDEN_TRANSFORMS = frozenset(
     'jit scan grad value_and_grad vjp jvp custom_vjp remat checkpoint while_loop fori_loop cond switch pmap'.split()
 )
 
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """Something a rule forbids."""
@@ -161,7 +162,8 @@ def no_defaulted_getattr(path: str, source: str) -> Iterator[Finding]:
     """getattr(thing, name, default) hides a missing field; a missing field is an error."""
     for name, node in pieces(ast.parse(source, path)):
         for call in ast.walk(node):
-            if isinstance(call, ast.Call) and ast.unparse(call.func) == 'getattr' and len(call.args) == 3:
+            named = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == 'getattr'
+            if named and len(call.args) == 3:
                 yield Finding(f'{path}:{name}', call.lineno, f'{ast.unparse(call)}: getattr with a default')
 
 

@@ -111,7 +111,7 @@ SAMPLER = f'{PACKAGE}/sampling/sampler.py'
         (only_jax_transforms, SAMPLER, 'y = flax.nnx.scan(f)', 'nnx.scan'),
         (only_jax_transforms, SAMPLER, 'from flax.nnx import grad', 'grad'),
         (docstrings, SAMPLER, '"""A."""\ndef f(): pass', 'sampler.py:f '),
-        (docstrings, SAMPLER, f'class A:\n    """A."""\n    def __call__(self):{TWO_STATEMENTS}', 'sampler.py:A.__call__ '),
+        (docstrings, SAMPLER, f'class A:\n    """A."""\n    def __call__(self):{TWO_STATEMENTS}', 'A.__call__ '),
         (docstrings, SAMPLER, 'x = 1', 'the module has no docstring'),
         (module_docstring, 'tests/test_a.py', 'x = 1', 'no docstring'),
         (finished, 'launch/a.sh', '# TO' + 'DO: the rest', "'TO" + "DO'"),

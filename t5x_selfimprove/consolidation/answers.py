@@ -108,31 +108,11 @@ class AnswerFormat:
         Args:
           text: a bare answer ('1,200'), or text with the trigger phrase in it.
         """
-        spelled = text.encode()
-        place = spelled.lower().rfind(self._phrase)
-        if place >= 0:
-            spelled = spelled[place + len(self._phrase) :]
-            if self._runs_on(np.frombuffer(spelled[:1], np.uint8)).any():
-                return b''
-        shown = np.zeros((1, MARGIN + self.window), np.uint8)
-        begin = np.frombuffer(spelled[: self.window], np.uint8)
-        shown[0, MARGIN : MARGIN + len(begin)] = begin
-        seen = np.array([MARGIN + len(begin)], np.int32)
-        window = Window(shown, seen, np.array([len(spelled) > self.window]), np)
-        rest = space(shown) | (window.position <= window.sentence[0][:, None])
-        if self.kind == 'text' and not rest.all():
-            return b''  # 'Mr. Smith' must not become 'mr' without a word
-        answer, found = assemble(KINDS[self.kind](window), self.room, np)
-        return answer_bytes(answer[0]) if found[0] else b''
+        return _label(self.kind, self.room, self.window, self._phrase, text)
 
     @functools.cached_property
     def _phrase(self) -> bytes:
         return self.trigger.encode().lower()
-
-    def _runs_on(self, byte: Any) -> Any:
-        """Whether a byte behind the trigger makes its last word another word."""
-        phrase_ends = np.frombuffer(self._phrase[-1:], np.uint8)
-        return letter(byte) & bool(letter(phrase_ends)[0])
 
     def _extract(self, tokens: Any, mask: Any, ended: Any, xp: ModuleType) -> tuple[Any, Any]:
         table, lengths = spelling_table(self.vocabulary)
@@ -144,7 +124,7 @@ class AnswerFormat:
         cut = total - behind > self.window
         window = Window(text, seen, cut if ended is None else cut | ~ended, xp)
         spelled, keep, found = KINDS[self.kind](window)
-        found = found & (behind >= 0) & ~self._runs_on(text[:, MARGIN])
+        found = found & (behind >= 0) & ~_runs_on(self._phrase, text[:, MARGIN])
         return assemble((spelled, keep, found), self.room, xp)
 
 
@@ -156,6 +136,31 @@ def answer_bytes(answer: UInt8[np.ndarray, 'A']) -> bytes:
 def answer_text(answer: UInt8[np.ndarray, 'A']) -> str:
     """An answer for people to read; '' is no answer."""
     return answer_bytes(answer).decode('utf-8', errors='replace')
+
+
+@functools.lru_cache(maxsize=1 << 16)  # a bank's labels are few, and are read again in every evaluation
+def _label(kind: str, room: int, size: int, phrase: bytes, text: str) -> bytes:
+    spelled = text.encode()
+    place = spelled.lower().rfind(phrase)
+    if place >= 0:
+        spelled = spelled[place + len(phrase) :]
+        if _runs_on(phrase, np.frombuffer(spelled[:1], np.uint8)).any():
+            return b''
+    shown = np.zeros((1, MARGIN + size), np.uint8)
+    begin = np.frombuffer(spelled[:size], np.uint8)
+    shown[0, MARGIN : MARGIN + len(begin)] = begin
+    seen = np.array([MARGIN + len(begin)], np.int32)
+    window = Window(shown, seen, np.array([len(spelled) > size]), np)
+    rest = space(shown) | (window.position <= window.sentence[0][:, None])
+    if kind == 'text' and not rest.all():
+        return b''  # 'Mr. Smith' must not become 'mr' without a word
+    answer, found = assemble(KINDS[kind](window), room, np)
+    return answer_bytes(answer[0]) if found[0] else b''
+
+
+def _runs_on(phrase: bytes, byte: Any) -> Any:
+    """Whether a byte behind the phrase makes its last word another word."""
+    return letter(byte) & bool(letter(phrase[-1]))
 
 
 @functools.lru_cache(maxsize=16)

@@ -49,7 +49,7 @@ def tally(paths: Paths) -> Tally:
     count = jnp.where(paths.found, votes_same.sum(axis=-1, dtype=jnp.int32), 0)
     lead = count.max(axis=1)
     leading = paths.found & (count == lead[:, None])
-    opens = leading & voter & ~has_earlier(votes_same)  # the first path of each answer in the lead
+    opens = leading & ~has_earlier(votes_same)  # the first path of each answer in the lead
     return Tally(
         leading=leading,
         lead=lead,

@@ -35,25 +35,6 @@ class Segment:
         return self.value.shape[-4]
 
 
-@record
-class Tail:
-    """Keys and values of the samples' own tokens, of all layers, the samples last.
-
-    A sample's one query meets keys that nobody shares: no matrix product, but sums over products that vectorise over
-    the samples. With the samples last they run at memory speed on a CPU, where a batch of matrix-vector products is
-    several times slower. The leading L is absent inside a layer.
-    """
-
-    key: Float[Array, '*L K h C S']
-    value: Float[Array, '*L K C h S']
-    length: Int32[Array, '']  # entries written, the same for all samples
-
-    @property
-    def room(self) -> int:
-        """C, the entries there is room for."""
-        return self.value.shape[-3]
-
-
 class Attention(nnx.Module):
     """Multi-head attention with K <= H key/value heads (Ainslie et al. 2023, arXiv:2305.13245) and rotary positions."""
 
@@ -134,22 +115,6 @@ def attend_segment(query: Float[Array, 'S T H h'], segment: Segment) -> tuple[ja
         x = x.reshape(batch, kv_heads, shared * time, groups, *rest)
         return jnp.moveaxis(x, 1, 2).reshape(rows, time, heads, *rest)
 
-    return by_row(mixed), by_row(peak), by_row(total)
-
-
-def attend_tail(query: Float[Array, 'S 1 H h'], tail: Tail) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Attention of each sample's one query to the tokens it has drawn itself. Returns as `attend`."""
-    rows, _, heads, size = query.shape
-    kv_heads = tail.key.shape[0]
-    scaled = (query[:, 0] * size**-0.5).reshape(rows, kv_heads, heads // kv_heads, size)
-    scaled = jnp.moveaxis(scaled, 0, -1).astype(jnp.float32)  # K G h S
-    scores = jnp.sum(scaled[:, :, :, None] * tail.key[:, None].astype(jnp.float32), axis=2)  # K G C S
-    scores = jnp.where((jnp.arange(tail.room) < tail.length)[:, None], scores, MASKED)
-    peak = jnp.max(scores, axis=2)
-    weights = jnp.exp(scores - peak[:, :, None])
-    total = jnp.sum(weights, axis=2)
-    mixed = jnp.sum(weights[:, :, :, None] * tail.value[:, None].astype(jnp.float32), axis=2)  # K G h S
-    by_row = lambda x: jnp.moveaxis(x, -1, 0).reshape(rows, 1, heads, *x.shape[2:-1])  # noqa: E731
     return by_row(mixed), by_row(peak), by_row(total)
 
 

@@ -4,7 +4,7 @@ A model is a pytree of parameters (Flax NNX). It offers pure functions and has n
 
     forward   whole rows, packed or padded: hidden states for learning and scoring
     prefill   prompts, each in a context of shared segments: hidden states and the prompt's own segment
-    extend    one more token of every sample: logits, and the samples' tail written in place
+    extend    one more token of every sample: logits, and the samples' segment written in place
     log_probs / logits   from hidden states
 """
 
@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Int32
 
 from t5x_selfimprove.models import attention, layers, parameters, scoring
-from t5x_selfimprove.models.attention import Segment, Tail
+from t5x_selfimprove.models.attention import Segment
 from t5x_selfimprove.partitioning import constrain
 
 EXECUTION_FIELDS = ('remat', 'unroll', 'vocabulary_chunk')  # how it is computed, not what
@@ -183,30 +183,30 @@ class Transformer(nnx.Module):
         )
         return self.final_norm(x), Segment(key, value, length)
 
-    def new_tail(self, rows: int, room: int) -> Tail:
-        """An empty tail for `rows` samples of up to `room` tokens, in the compute dtype."""
+    def new_segment(self, rows: int, room: int) -> Segment:
+        """An empty segment for `rows` samples of up to `room` tokens, in the compute dtype."""
         config = self.config
-        shape = (config.layers, config.kv_heads)
-        return Tail(
-            jnp.zeros((*shape, config.head_size, room, rows), config.dtype),
-            jnp.zeros((*shape, room, config.head_size, rows), config.dtype),
+        shape = (config.layers, rows, config.kv_heads)
+        return Segment(
+            jnp.zeros((*shape, config.head_size, room), config.dtype),
+            jnp.zeros((*shape, room, config.head_size), config.dtype),
             jnp.zeros((), jnp.int32),
         )
 
     def extend(
-        self, tokens: Int[Array, 'S'], context: tuple[Segment, ...], tail: Tail
-    ) -> tuple[Float32[Array, 'S V'], Tail]:
+        self, tokens: Int[Array, 'S'], context: tuple[Segment, ...], own: Segment
+    ) -> tuple[Float32[Array, 'S V'], Segment]:
         """Reads one more token of every sample.
 
         Args:
-          tokens: the token to read, number `tail.length` of each sample.
+          tokens: the token to read, number `own.length` of each sample.
           context: the segments before the samples' own tokens; each is shared by S / B samples.
-          tail: what the samples have read so far.
+          own: what the samples have read so far.
 
         Returns:
-          Logits of the token after, and the tail one longer (written in place inside a loop).
+          Logits of the token after, and the segment one longer (written in place inside a loop).
         """
-        rows, index = tokens.shape[0], tail.length
+        rows, index = tokens.shape[0], own.length
         offset = sum(segment_offset(segment, rows) for segment in context)
         position = jnp.broadcast_to(offset + index, (rows,))[:, None]
 
@@ -214,25 +214,20 @@ class Transformer(nnx.Module):
             x, keys, values = carry
             block, past, number = inputs
             query, key, value = block.project(x, position)
-            samples_last = lambda array: jnp.moveaxis(array[:, 0], 0, -1).astype(keys.dtype)  # noqa: E731  [K, h, S]
-            keys = jax.lax.dynamic_update_slice(
-                keys, samples_last(key)[None, :, :, None], (number, 0, 0, index, 0)
-            )
-            values = jax.lax.dynamic_update_slice(
-                values, samples_last(value)[None, :, None], (number, 0, index, 0, 0)
-            )
-            parts = [attention.attend_segment(query, segment) for segment in past]
-            parts.append(attention.attend_tail(query, Tail(keys[number], values[number], index + 1)))
+            keys = jax.lax.dynamic_update_slice(keys, jnp.moveaxis(key, 1, 3)[None], (number, 0, 0, 0, index))
+            values = jax.lax.dynamic_update_slice(values, jnp.moveaxis(value, 1, 2)[None], (number, 0, 0, index, 0))
+            mine = Segment(keys[number], values[number], index + 1)
+            parts = [attention.attend_segment(query, segment) for segment in (*past, mine)]
             return (block.finish(x, attention.merge(parts).astype(x.dtype)), keys, values), None
 
         numbers = jnp.arange(self.config.layers)
         (x, keys, values), _ = jax.lax.scan(
             layer,
-            (self.embed(tokens[:, None]), tail.key, tail.value),
+            (self.embed(tokens[:, None]), own.key, own.value),
             (self.blocks, in_layers(context, self.config.layers), numbers),
             unroll=self.config.unroll,
         )
-        return self.logits(self.final_norm(x)[:, 0]), Tail(keys, values, index + 1)
+        return self.logits(self.final_norm(x)[:, 0]), Segment(keys, values, index + 1)
 
     def logits(self, hidden: Float[Array, '*rows D']) -> Float32[Array, '*rows V']:
         """Unnormalised scores of every token."""

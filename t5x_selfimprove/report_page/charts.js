@@ -57,32 +57,40 @@ function textWidth(text, font = '12px') {
   return pen.measureText(text).width;
 }
 
-/** Round numbers about `wanted` apart that lie within [low, high]. */
-function ticks(low, high, wanted, least = 0) {
-  const raw = Math.max((high - low) / Math.max(1, wanted), least, 1e-12),
-    power = 10 ** Math.floor(Math.log10(raw));
-  const steps = [1, 2, 2.5, 5, 10].map((m) => m * power).filter((step) => !least || Number.isInteger(step));
-  const step = steps.find((one) => one >= raw * 0.999);
+/** A round number that cuts [low, high] in about `wanted` parts; a whole one where `least` is 1. */
+function stepOf(low, high, wanted, least = 0) {
+  const raw = Math.max((high - low) / Math.max(1, wanted), least, 1e-12);
+  const steps = [1, 2, 2.5, 5, 10].map((m) => m * 10 ** Math.floor(Math.log10(raw)));
+  return steps.filter((step) => !least || Number.isInteger(step)).find((step) => step >= raw * 0.999);
+}
+/** The multiples of a step within [low, high]. */
+function ticks(low, high, step) {
   const made = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1)
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) {
     made.push(+(i * step).toPrecision(12));
+  }
   return made;
 }
-/** The range of an axis, widened to its ticks. */
-function reach(values, { zero = false, floor = -Infinity, ceiling = Infinity, wanted = 4 } = {}) {
-  let low = Math.min(...values),
+/** The range of an axis: it holds the values, is at least `span` wide and ends on ticks, within floor and ceiling. */
+function reach(values, { zero = false, floor = -Infinity, ceiling = Infinity, wanted = 4, span = 0 } = {}) {
+  let low = Math.min(...values, ...(zero ? [0] : [])),
     high = Math.max(...values);
-  if (zero) low = Math.min(0, low);
-  if (high - low < 1e-9) {
-    const pad = Math.abs(high) * 0.1 || 0.05;
-    low -= zero ? 0 : pad;
-    high += pad;
+  const missing = Math.max(span, 1e-9, 0.05 * Math.abs(high)) - (high - low);
+  if (missing > 0) {
+    high = Math.min(ceiling, high + (zero ? missing : missing / 2));
+    low = zero ? low : Math.max(floor, low - missing / 2);
   }
-  const marks = ticks(low, high, wanted),
-    step = marks.length > 1 ? marks[1] - marks[0] : high - low;
+  if (high === low) high += 1;
+  const step = stepOf(low, high, wanted);
   low = Math.max(floor, Math.floor(low / step + 1e-9) * step);
   high = Math.min(ceiling, Math.ceil(high / step - 1e-9) * step);
-  return { low, high, marks: ticks(low, high, (high - low) / step) };
+  return { low, high, step, marks: ticks(low, high, step) };
+}
+/** How the ticks of an axis are written: with as many digits as tell them apart. */
+function tickFormat(format, step) {
+  if (format !== percent) return format;
+  const digits = Math.max(0, Math.ceil(-Math.log10(100 * step) - 1e-9));
+  return (value) => percent(value, Number.isInteger(+(step * 10 ** (digits + 2)).toPrecision(6)) ? digits : digits + 1);
 }
 
 const builders = new WeakMap();
@@ -183,102 +191,68 @@ function inspect({ svg, top, bottom }, columns) {
 }
 
 /** Lines over x with 95 % bands. series: [{name, tone, points: [{x, value, low, high}]}]. */
-function lineChart(
-  host,
-  {
-    label,
-    series,
-    title = 'Round',
-    xName = title,
-    format = figure,
-    height = 300,
-    range = {},
-    ends = false,
-    named = false,
-    integers = true,
-  },
-) {
-  const present = series
+function lineChart(host, options) {
+  const settings = { title: 'Round', format: figure, height: 300, range: {}, ends: false, named: false, ...options };
+  const lines = settings.series
     .map((one) => ({ ...one, points: one.points.filter((p) => known(p.value)) }))
     .filter((one) => one.points.length);
-  if (!present.length) {
-    empty(host, 'Not in the log.');
-    return;
-  }
-  mount(host, (width) => {
-    const wide = width >= 620,
-      points = present.flatMap((one) => one.points);
-    const xs = [...new Set(points.map((p) => p.x))].sort((a, b) => a - b);
-    const y = {
-      ...reach(
-        points.flatMap((p) => [p.value, p.low, p.high].filter(known)),
-        range,
-      ),
-      format: range.tick ?? format,
-    };
-    const last = (one) => one.points[one.points.length - 1];
-    const endText = (one) => (wide ? `${one.name} ${format(last(one).value)}` : format(last(one).value));
-    const margin = { top: 12, bottom: title ? 40 : 26, left: gutter(y), right: 12 };
-    if (ends) margin.right = Math.ceil(Math.max(...present.map((one) => textWidth(endText(one), '600 13px')))) + 22;
-    const single = xs.length === 1,
-      low = single ? xs[0] - 1 : xs[0],
-      high = single ? xs[0] + 1 : xs[xs.length - 1];
-    const wanted = Math.max(
-      2,
-      Math.min(12, (width - margin.left - margin.right) / (xs[xs.length - 1] < 1000 ? 34 : 64)),
-    );
-    const x = {
-      low,
-      high,
-      marks: single ? xs : ticks(low, high, wanted, integers ? 1 : 0),
-      format: integers ? whole : figure,
-    };
-    const area = plot({ width, height, margin, x, y, title, label });
-    const { svg, sx, sy } = area,
-      at = (p, what) => `${sx(p.x).toFixed(1)},${sy(p[what]).toFixed(1)}`;
-    for (const { tone, points: own } of present) {
-      const ranged = own.filter((p) => known(p.low) && known(p.high));
-      if (ranged.length > 1) {
-        const outline = [
-          ...ranged.map((p) => at(p, 'high')),
-          ...ranged
-            .slice()
-            .reverse()
-            .map((p) => at(p, 'low')),
-        ];
-        svg.append(shape('path', { class: `band ${tone}`, d: `M${outline.join('L')}Z` }));
-      } else if (ranged.length) {
-        const [p] = ranged;
-        svg.append(
-          shape('line', { class: `whisker ${tone}`, x1: sx(p.x), x2: sx(p.x), y1: sy(p.low), y2: sy(p.high) }),
-        );
-      }
-    }
-    for (const { tone, points: own } of present) {
-      if (own.length > 1)
-        svg.append(shape('path', { class: `line ${tone}`, d: `M${own.map((p) => at(p, 'value')).join('L')}` }));
-      if (own.length <= 24)
-        own.forEach((p) => svg.append(shape('circle', { class: `dot ${tone}`, cx: sx(p.x), cy: sy(p.value), r: 3.6 })));
-    }
-    if (ends)
-      endLabels(
-        area,
-        present.map((one) => ({ tone: one.tone, text: endText(one), y: sy(last(one).value) })),
-      );
-    inspect(
+  if (lines.length) mount(host, (width) => drawLines(lines, width, settings));
+  else empty(host, 'Not in the log.');
+}
+const latestOf = (line) => line.points[line.points.length - 1];
+
+function drawLines(lines, width, { label, title, xName = title, format, height, range, ends, named }) {
+  const wide = width >= 620,
+    xs = [...new Set(lines.flatMap((one) => one.points.map((p) => p.x)))].sort((a, b) => a - b);
+  const held = lines.flatMap((one) => one.points.flatMap((p) => [p.value, p.low, p.high])).filter(known);
+  const y = reach(held, range);
+  y.format = tickFormat(format, y.step);
+  const endText = (one) => `${wide ? `${one.name} ` : ''}${format(latestOf(one).value)}`;
+  const right = ends ? Math.ceil(Math.max(...lines.map((one) => textWidth(endText(one), '600 13px')))) + 22 : 12;
+  const margin = { top: 12, bottom: title ? 40 : 26, left: gutter(y), right };
+  const area = plot({ width, height, margin, x: lineAxis(xs, width - margin.left - right), y, title, label });
+  lines.forEach((one) => addBand(area, one));
+  lines.forEach((one) => addLine(area, one));
+  if (ends)
+    endLabels(
       area,
-      xs.map((value) => ({
-        x: sx(value),
-        title: `${xName} ${whole(value)}`,
-        lines: present.flatMap((one) =>
-          one.points
-            .filter((p) => p.x === value)
-            .map((p) => `${present.length > 1 ? `${one.name} ` : ''}${format(p.value)}${interval(p, format)}`),
-        ),
-      })),
+      lines.map((one) => ({ tone: one.tone, text: endText(one), y: area.sy(latestOf(one).value) })),
     );
-    return named || (ends && !wide) ? [legend(present), svg] : svg;
-  });
+  const said = (one, p) => `${lines.length > 1 ? `${one.name} ` : ''}${format(p.value)}${interval(p, format)}`;
+  const at = (x) => lines.flatMap((one) => one.points.filter((p) => p.x === x).map((p) => said(one, p)));
+  inspect(
+    area,
+    xs.map((x) => ({ x: area.sx(x), title: `${xName} ${whole(x)}`, lines: at(x) })),
+  );
+  return named || (ends && !wide) ? [legend(lines), area.svg] : area.svg;
+}
+/** The axis of rounds or steps; a single one stands in the middle. */
+function lineAxis(xs, room) {
+  if (xs.length === 1) return { low: xs[0] - 1, high: xs[0] + 1, marks: xs, format: whole };
+  const low = xs[0],
+    high = xs[xs.length - 1],
+    wanted = Math.max(2, Math.min(12, room / (high < 1000 ? 34 : 64)));
+  return { low, high, marks: ticks(low, high, stepOf(low, high, wanted, 1)), format: whole };
+}
+const placed = ({ sx, sy }, points, what) => points.map((p) => `${sx(p.x).toFixed(1)},${sy(p[what]).toFixed(1)}`);
+
+function addBand(area, { tone, points }) {
+  const ranged = points.filter((p) => known(p.low) && known(p.high));
+  if (ranged.length > 1) {
+    const outline = [...placed(area, ranged, 'high'), ...placed(area, ranged, 'low').reverse()];
+    area.svg.append(shape('path', { class: `band ${tone}`, d: `M${outline.join('L')}Z` }));
+  } else if (ranged.length) {
+    const [p] = ranged,
+      x = area.sx(p.x);
+    area.svg.append(shape('line', { class: `whisker ${tone}`, x1: x, x2: x, y1: area.sy(p.low), y2: area.sy(p.high) }));
+  }
+}
+function addLine({ svg, ...scales }, { tone, points }) {
+  const path = `M${placed(scales, points, 'value').join('L')}`;
+  if (points.length > 1) svg.append(shape('path', { class: `line ${tone}`, d: path }));
+  if (points.length > 24) return;
+  for (const p of points)
+    svg.append(shape('circle', { class: `dot ${tone}`, cx: scales.sx(p.x), cy: scales.sy(p.value), r: 3.6 }));
 }
 const legend = (series) =>
   element(

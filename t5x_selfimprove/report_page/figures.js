@@ -14,11 +14,12 @@ function histogram(host, { label, held, ghost, tone, title, format, unit }) {
     const shares = ({ counts }) => counts.map((count) => count / total(counts));
     const first = ghost && total(ghost.counts) ? ghost : null;
     const tallest = Math.max(...shares(held), ...(first ? shares(first) : []));
-    const y = { ...reach([0, tallest], { wanted: 3 }), format: (value) => percent(value, y.marks[1] < 0.01 ? 1 : 0) };
+    const y = reach([0, tallest], { wanted: 3 });
+    y.format = tickFormat(percent, y.step);
     const margin = { top: 10, bottom: 40, left: gutter(y), right: 14 };
     const edges = [...held.edges, ...(first ? first.edges : [])];
     const x = { low: Math.min(...edges), high: Math.max(...edges), format };
-    x.marks = ticks(x.low, x.high, Math.max(2, width / 75));
+    x.marks = ticks(x.low, x.high, stepOf(x.low, x.high, Math.max(2, width / 75)));
     const area = plot({ width, height: 210, margin, x, y, title, label }),
       { svg, sx, sy } = area;
     shares(held).forEach((share, i) => {
@@ -116,7 +117,7 @@ function timeChart(host, { label, columns, order }) {
     };
     const margin = { top: 22, bottom: 40, left: gutter(y), right: 8 };
     const x = { low: columns[0].round - 0.6, high: columns[columns.length - 1].round + 0.6, format: whole };
-    x.marks = ticks(columns[0].round, columns[columns.length - 1].round, Math.max(2, width / 40), 1);
+    x.marks = ticks(x.low, x.high, stepOf(x.low, x.high, Math.max(2, width / 40), 1));
     const area = plot({ width, height: 260, margin, x, y, title: 'Round', label }),
       { svg, sx, sy } = area;
     const thick = Math.min(56, (sx(1) - sx(0)) * 0.7);

@@ -45,7 +45,7 @@ function showAccuracy(suite) {
     height: 360,
     format: percent,
     ends: true,
-    range: { floor: 0, ceiling: 1, wanted: 6, tick: (value) => percent(value, 0) },
+    range: { floor: 0, ceiling: 1, wanted: 6 },
     series: [
       { name: `pass@${paths}`, tone: 't3', points: series(held, (e) => e.pass_at_n) },
       { name: `Majority of ${paths}`, tone: 't2', points: series(held, (e) => e.majority_accuracy) },
@@ -183,7 +183,7 @@ function showVotes(suite) {
 
 function showCourse(suite) {
   const held = evaluations(suite),
-    fraction = { floor: 0, ceiling: 1, wanted: 3 },
+    fraction = { floor: 0, ceiling: 1, wanted: 3, span: 0.02 },
     whole3 = { wanted: 3, zero: true, floor: 0 };
   const training = (read) => ({ name: 'training', tone: 't4', points: series(run.rounds, read) });
   const heldOut = (read) => ({ name: 'held-out', tone: 't1', points: series(held, read) });
@@ -227,10 +227,7 @@ function showCourse(suite) {
           height: 140,
           title: null,
           xName: 'Round',
-          range: {
-            ...range,
-            tick: format === percent ? (v) => percent(v, range.zero && v && v < 0.01 ? 1 : 0) : format,
-          },
+          range,
         }),
     };
   });

@@ -14,16 +14,16 @@ from t5x_selfimprove.vocabulary import Vocabulary
 
 
 class LanguageModel(Protocol):
-    """What the sampler asks of a model. Hidden states, contexts and tails are the model's own affair."""
+    """What the sampler asks of a model. Hidden states, contexts and segments are the model's own affair."""
 
     def prefill(self, tokens, length, context=()):
         """(hidden [B, T, D], segment): reads prompts after a shared context."""
 
-    def new_tail(self, rows, room):
+    def new_segment(self, rows, room):
         """An empty cache for the samples' own tokens."""
 
-    def extend(self, tokens, context, tail):
-        """(logits [S, V], tail): reads one more token of every sample."""
+    def extend(self, tokens, context, own):
+        """(logits [S, V], segment): reads one more token of every sample."""
 
     def logits(self, hidden):
         """Logits from hidden states."""
@@ -44,7 +44,7 @@ class SamplingState:
     log_probs: Float32[Array, 'S C']
     mask: Bool[Array, 'S C']
     alive: Bool[Array, 'S']
-    tail: object  # the samples' own part of the cache
+    own: object  # the samples' own segment of the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Sampler:
 
         def step(state: SamplingState) -> SamplingState:
             previous = jax.lax.dynamic_index_in_dim(state.tokens, state.index - 1, axis=1, keepdims=False)
-            logits, tail = model.extend(previous, context, state.tail)
-            return self.write(dataclasses.replace(state, tail=tail), logits, keys)
+            logits, own = model.extend(previous, context, state.own)
+            return self.write(dataclasses.replace(state, own=own), logits, keys)
 
         def unfinished(state: SamplingState) -> Bool[Array, '']:
             return (state.index < self.max_tokens) & state.alive.any()
@@ -110,7 +110,7 @@ class Sampler:
             log_probs=jnp.zeros(shape, jnp.float32),
             mask=jnp.zeros(shape, bool),
             alive=jnp.ones(rows, bool),
-            tail=constrain_tail(model.new_tail(rows, self.max_tokens)),
+            own=constrain_segment(model.new_segment(rows, self.max_tokens)),
         )
 
     def choose(self, logits: Float32[Array, 'S V'], keys: jax.Array, index: Int[Array, '']) -> Int32[Array, 'S']:
@@ -149,7 +149,7 @@ def sample_keys(key: jax.Array, ids: Int[Array, 'Q 2'], samples: int) -> jax.Arr
     return jax.vmap(of_question)(ids).reshape(-1)
 
 
-def constrain_tail(tail: object) -> object:
-    """Splits the samples' own cache [..., S] over the batch axes."""
-    split = lambda array: constrain(array, *(None,) * (array.ndim - 1), 'batch') if array.ndim else array  # noqa: E731
-    return jax.tree.map(split, tail)
+def constrain_segment(segment: object) -> object:
+    """Splits the samples' own segment [L, S, ...] over the batch axes."""
+    split = lambda array: constrain(array, None, 'batch') if array.ndim > 1 else array  # noqa: E731
+    return jax.tree.map(split, segment)

@@ -1,7 +1,6 @@
 """Answers: exact small cases, and device == host == a plain reference on random text cut into random tokens."""
 
 import dataclasses
-import decimal
 import re
 
 import jax
@@ -11,6 +10,7 @@ import pytest
 from t5x_selfimprove.consolidation import AnswerFormat, answer_bytes, answer_text
 from t5x_selfimprove.vocabulary import WordVocabulary
 from tests.consolidation.batches import BYTES, Spelled, rows, unchecked
+from tests.consolidation.reference import reference
 
 FORMATS = {kind: AnswerFormat(BYTES, kind=kind) for kind in ('number', 'option', 'yes_no', 'text')}
 
@@ -131,6 +131,18 @@ def test_trigger_is_the_last_in_any_case():
     assert read(answers, 'The answer is 1. The answer is', 'The answer 1', 'the answer isnt 4', '') == [b''] * 4
     assert read(AnswerFormat(BYTES, trigger='####'), 'x ##### 18', '####', '### 4') == [b'18', b'', b'']
     assert read(AnswerFormat(BYTES, trigger='aab'), 'aaab 7', 'AAAAB 7 aaaab 8 aa') == [b'7', b'8']
+    assert read(AnswerFormat(BYTES, trigger='aba'), 'ababa 7') == [b'7']
+
+
+def test_masked_tokens_are_not_read():
+    text = 'x The answer is 3. The answer is 9.'
+    tokens, mask = rows([BYTES.encode(text)] * 3)
+    mask[0, 18:] = False
+    mask[1, 20:33] = False  # '3. 9.' is left behind the first phrase, and a cut at 9 is the end of a sentence
+    answer, _ = FORMATS['number'].extract_host(tokens, mask)
+    assert [answer_bytes(one) for one in answer] == [b'3', b'3', b'9']
+    on_device, _ = jax.jit(FORMATS['number'].extract)(tokens, mask)
+    assert (np.asarray(on_device) == answer).all()
 
 
 def test_nothing_is_shortened_to_fit():
@@ -199,64 +211,6 @@ def test_words_and_bytes_agree():
     for vocabulary in (BYTES, words):
         tokens, mask = rows([[*vocabulary.encode(text), vocabulary.eos_id]])
         assert answer_bytes(AnswerFormat(vocabulary).extract_host(tokens, mask)[0][0]) == b'21'
-
-
-# The reference: plain Python and regular expressions on the whole text, written apart from the code it checks.
-
-
-def reference(answers: AnswerFormat, text: bytes, ended: bool) -> bytes:
-    """The answer of a completion."""
-    place = text.lower().rfind(answers.trigger.lower().encode())
-    behind = text[place + len(answers.trigger) :]
-    if place < 0 or (answers.trigger[-1].isalpha() and behind[:1].isalpha()):
-        return b''
-    cut = not ended or len(behind) > answers.window
-    behind = behind[: answers.window]
-    last = rb'(?!\Z)' if cut else b''
-    stop = re.search(rb'\n|[.!?](?=[\s\0]|\Z)' + last, behind)
-    end = stop.start() if stop else len(behind)
-    found = globals()[f'reference_{answers.kind}'](behind, end, cut, stop is not None)
-    return found if len(found) <= answers.room else b''
-
-
-def reference_number(behind: bytes, end: int, cut: bool, stopped: bool) -> bytes:
-    number = re.search(rb'(?<![A-Za-z\d.])\.\d+|\d+(?:,\d{3}(?!\d))*(?:\.\d+)?', behind)
-    if not number or number.start() >= end:
-        return b''
-    rest = behind[number.end() :]
-    if re.match(rb'[,./:^eE]\d', rest) or (cut and re.fullmatch(rb'[,./:^eE]?', rest)):
-        return b''
-    context = decimal.Context(prec=500)
-    value = decimal.Decimal(number.group().replace(b',', b'').decode(), context).normalize(context)
-    before = re.search(rb'[-$\\\xc2\xa2\xa3\xa5\xe2\x82\xac\x88\x92]*\Z', behind[: number.start()]).start()
-    minus = re.compile(rb'(?<![A-Za-z\d])-|\xe2\x88\x92').search(behind, before, number.start())
-    return (b'-' if minus and value else b'') + format(value, 'f').encode()
-
-
-WORD = rb"[A-Za-z\d_'\x80-\xff-]"
-
-
-def reference_option(behind: bytes, end: int, cut: bool, stopped: bool) -> bytes:
-    pattern = rb'(?<!%b)(?:[b-hj-zB-HJ-ZA]|[aiI](?![ \t]))(?!%b)' % (WORD, WORD)
-    letter = re.search(pattern, behind)
-    if not letter or letter.start() >= end or (cut and letter.end() == len(behind)):
-        return b''
-    return letter.group().lower()
-
-
-def reference_yes_no(behind: bytes, end: int, cut: bool, stopped: bool) -> bytes:
-    word = re.search(rb'(?i)(?<!%b)(?:yes|no)(?!%b)' % (WORD, WORD), behind)
-    if not word or word.start() >= end or (cut and word.end() == len(behind)):
-        return b''
-    return word.group().lower()
-
-
-def reference_text(behind: bytes, end: int, cut: bool, stopped: bool) -> bytes:
-    if cut and not stopped:
-        return b''
-    said = behind[:end].lstrip(b' \t\n\v\f\r\0"\'*`:').rstrip(b' \t\n\v\f\r\0"\'*`.,;:!?').lower()
-    said = re.sub(rb'\A(a|an|the)[\s\0]+', b'', said)
-    return re.sub(rb'[\s\0]+', b' ', said)
 
 
 PIECES = [

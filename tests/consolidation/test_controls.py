@@ -1,5 +1,6 @@
 """GoldAnswer and Unvoted, the arms a vote is held against, and the guide to adding a consolidator."""
 
+import dataclasses
 import inspect
 import re
 import textwrap
@@ -32,6 +33,13 @@ def test_gold_cap_repetitions_and_weighting():
     assert kept(once, 5) == [[third, 0, third, third, 0], [1, 0, 0, 0, 0]]
     assert once.votes.tolist() == [3, 2] and once.share.tolist() == [1, 0.5]
     assert once.reward.sum() == 8
+
+
+def test_a_label_that_is_not_known_is_not_used():
+    questions = dataclasses.replace(questions_of(['B', 'B']), known=np.array([False, True]))
+    verdict = judge(GoldAnswer(LETTERS), questions, letters('BB', 'BB'))
+    assert kept(verdict, 2) == [[0, 0], [1, 1]]
+    assert verdict.chosen[:, 0].tobytes() == b'\0b' and verdict.share.tolist() == [0, 1]
 
 
 def test_an_unknown_label_matches_no_missing_answer():

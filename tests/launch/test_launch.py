@@ -18,7 +18,7 @@ BASH = shutil.which('bash')
 PROGRAMS = 'awk bash cat cp dirname env flock getconf grep ls mkdir rm sed tail tee timeout uname'.split()
 
 # A Python that answers the scripts' questions and writes down what it is asked to do, arguments apart by |.
-STUB_PYTHON = """#!{bash}
+STUB_PYTHON = f"""#!{BASH}
 if [ "$1" = -c ]; then
   case $2 in
     *version_info*) echo "$STUB_VERSION" ;;
@@ -26,7 +26,7 @@ if [ "$1" = -c ]; then
   esac
   exit 0
 fi
-if [ "$1" = - ]; then exec '{python}' "$@"; fi
+if [ "$1" = - ]; then exec '{sys.executable}' "$@"; fi
 (IFS='|'; echo "$*") >> "$STUB_CALLS"
 case "$*" in
   '-m venv'*) mkdir -p "$4/bin"; cp "$0" "$4/bin/python"; echo > "$4/pyvenv.cfg" ;;
@@ -35,7 +35,7 @@ case "$*" in
   '-m ruff'*) exit "${{STUB_RUFF_STATUS:-0}}" ;;
   '-m pytest'*) exit "${{STUB_PYTEST_STATUS:-0}}" ;;
 esac
-""".format(bash=BASH, python=sys.executable)
+"""
 
 # Kilobytes free, in the columns of `df -P`.
 STUB_DF = """#!{bash}
