@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from t5x_selfimprove.vocabulary import Vocabulary
+
 FORMAT = 1
 
 
@@ -122,3 +124,39 @@ class Checkpoints:
         if step is None:
             raise FileNotFoundError(f'there is no checkpoint in {self.directory}')
         return step
+
+
+def describe_model(directory: str, vocabulary: Vocabulary) -> Described:
+    """What the last checkpoint of a run directory is.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: its model was made with another vocabulary.
+    """
+    if not Path(directory, 'checkpoints').is_dir():
+        raise FileNotFoundError(
+            f'{directory} has no checkpoints; pre-train a model there first, or name another run directory'
+        )
+    source = Checkpoints(Path(directory))
+    described = source.describe()
+    source.close()
+    if described.vocabulary != vocabulary.fingerprint():
+        raise ValueError(
+            f'the model in {directory} was made with vocabulary {described.vocabulary}, this run uses '
+            f'{vocabulary.fingerprint()} ({vocabulary.name}, {vocabulary.size} tokens): '
+            'use the vocabulary that the model was made with'
+        )
+    return described
+
+
+def read_model(directory: str, like: Any) -> Any:
+    """The model of the last checkpoint of a run directory, in the shardings of `like`.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: it does not fit; names every array that does not.
+    """
+    source = Checkpoints(Path(directory))
+    model = source.restore({'model': like})['model']
+    source.close()
+    return model

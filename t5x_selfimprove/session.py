@@ -34,6 +34,7 @@ class Place:
     name: str = 'run'  # shown in the report
     seed: int = 0  # of every draw
     platform: str | None = None  # 'cpu', 'gpu' or 'tpu'; None takes what jax finds
+    cpu_devices: int | None = None  # devices that a CPU is split into, so that a mesh can use its cores; None = 1
     mesh: MeshShape = MeshShape()
     keep_checkpoints: int = 2
     tensorboard: bool = True
@@ -48,8 +49,11 @@ class Place:
         """The devices of the platform that was asked for.
 
         Raises:
-          RuntimeError: they are not there; there is no silent fall-back to another platform.
+          RuntimeError: they are not there (there is no silent fall-back to another platform), or jax was already at work
+        with another number of CPU devices.
         """
+        if self.cpu_devices is not None and jax.config.jax_num_cpu_devices != self.cpu_devices:
+            jax.config.update('jax_num_cpu_devices', self.cpu_devices)
         if self.platform is None:
             return jax.devices()
         try:

@@ -3,60 +3,26 @@
 import dataclasses
 import functools
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_selfimprove import evaluate, improve, metrics, tally
-from t5x_selfimprove.checkpoints import Checkpoints, Described
+from t5x_selfimprove import improve, metrics, tally
+from t5x_selfimprove.checkpoints import Described, describe_model, read_model
 from t5x_selfimprove.data import store
-from t5x_selfimprove.data.items import Bank, Item, Unlabelled, encode_examples, encode_questions
+from t5x_selfimprove.data.items import Bank, Item, encode_examples
 from t5x_selfimprove.display import number_of_bytes, percent
 from t5x_selfimprove.evaluate import Evaluation
+from t5x_selfimprove.feed import Feed
 from t5x_selfimprove.improve import Recipe, Round
 from t5x_selfimprove.models.transformer import TransformerConfig
 from t5x_selfimprove.records import Lessons, Questions, TrainState
 from t5x_selfimprove.session import Place, Session
+from t5x_selfimprove.suite import Suite
 from t5x_selfimprove.summary import summarise, table
 from t5x_selfimprove.vocabulary import Vocabulary
-
-
-@dataclasses.dataclass(frozen=True)
-class Feed:
-    """Questions of a bank as batches for the compiled program.
-
-    Raises:
-      ValueError: sizes that do not divide.
-    """
-
-    bank: Bank
-    per_round: int  # questions a round
-    per_batch: int  # Q, questions that are sampled at a time
-    room: int  # tokens of the longest question
-    too_long: str = 'refuse'  # or 'skip': leave longer questions out and count them
-
-    def __post_init__(self):
-        if self.per_batch < 1 or self.per_round < 1 or self.per_round % self.per_batch:
-            raise ValueError(
-                f'per_round = {self.per_round} must be a positive multiple of per_batch = {self.per_batch}'
-            )
-
-    def take(
-        self, position: int, vocabulary: Vocabulary, answer_format: Any, labels: bool
-    ) -> tuple[list[Item], Questions, int]:
-        """The items from `position` on: (those that fit, [G, Q, ...] arrays of them, how many were too long)."""
-        bank = self.bank if labels else Unlabelled(self.bank)
-        items = bank.take(position, self.per_round)
-        encoded, skipped = encode_questions(
-            items, vocabulary, self.room, answer_format, self.too_long, count=self.per_round
-        )
-        if skipped:
-            items = [item for item in items if len(vocabulary.encode(item.question)) <= self.room]
-        batches = jax.tree.map(lambda array: array.reshape(-1, self.per_batch, *array.shape[1:]), encoded)
-        return items, batches, skipped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +82,7 @@ class Improve:
             session.save_config()
             session.announce('improve', state, self.batch_arithmetic())
             if done is None:
-                run.evaluate(state, 0)
+                run.suite.measure(state.model, 0)
                 run.save(state, 0)
             elif done:
                 session.display.say(f'resumed after round {done} of {self.rounds}')
@@ -124,7 +90,7 @@ class Improve:
             for number in range(done or 0, self.rounds, self.rounds_per_dispatch):
                 step = step or run.compile(state)
                 state = run.dispatch(step, state, number)
-                run.evaluate(state, number + self.rounds_per_dispatch)
+                run.suite.measure(state.model, number + self.rounds_per_dispatch)
                 run.save(state, number + self.rounds_per_dispatch)
             session.writer.write('session', seconds=time.perf_counter() - start)
             summary = summarise(session.directory)
@@ -137,21 +103,7 @@ class Improve:
         for bank in (self.questions.bank, self.evaluation_questions.bank, self.replay):
             if bank is not None:
                 bank.check()
-        if not Path(self.initial, 'checkpoints').is_dir():
-            raise FileNotFoundError(
-                f'{self.initial} has no checkpoints; pre-train a model there first, or name another run directory '
-                'as the initial model'
-            )
-        initial = Checkpoints(Path(self.initial))
-        described = initial.describe()
-        initial.close()
-        if described.vocabulary != self.vocabulary.fingerprint():
-            raise ValueError(
-                f'the model in {self.initial} was made with vocabulary {described.vocabulary}, this run uses '
-                f'{self.vocabulary.fingerprint()} ({self.vocabulary.name}, {self.vocabulary.size} tokens): '
-                'use the vocabulary the model was made with'
-            )
-        return described
+        return describe_model(self.initial, self.vocabulary)
 
     def batch_arithmetic(self) -> dict[str, str]:
         """What a round multiplies to, for people."""
@@ -173,12 +125,9 @@ class _Run:
     def __init__(self, settings: Improve, session: Session):
         self.settings = settings
         self.session = session
-        feed = settings.evaluation_questions
-        self.evaluation_items, batches, skipped = feed.take(0, settings.vocabulary, settings.answers, labels=True)
-        if skipped:
-            session.display.say(f'{skipped} evaluation questions are longer than {feed.room} tokens and are left out')
-        self.evaluation_ids = {item.id for item in self.evaluation_items}
-        self.evaluation_batches = session.place_batch(batches, 1)
+        self.suite = Suite(
+            session, settings.vocabulary, settings.evaluation, settings.evaluation_questions, settings.stored_questions
+        )
         self.first = settings.questions.take(0, settings.vocabulary, settings.answers, settings.labels)
         self.replay = self.pack_replay()
 
@@ -208,9 +157,7 @@ class _Run:
         state = session.place_state(create)
         if done is not None:
             return session.checkpoints.restore(state)
-        source = Checkpoints(Path(settings.initial))
-        model = source.restore({'model': state.model})['model']
-        source.close()
+        model = read_model(settings.initial, state.model)
         session.display.say(f'starting from {settings.initial}, step {initial.step:,}')
         base = jax.tree.map(jnp.copy, model) if state.base is not None else None
         return dataclasses.replace(state, model=model, base=base)
@@ -242,7 +189,7 @@ class _Run:
         for number in range(done, done + settings.rounds_per_dispatch):
             here = self.first if number == 0 else None
             here = here or feed.take(number * feed.per_round, settings.vocabulary, settings.answers, settings.labels)
-            shared = self.evaluation_ids & {item.id for item in here[0]}
+            shared = self.suite.ids & {item.id for item in here[0]}
             if shared and not settings.train_on_evaluation:
                 raise ValueError(
                     f'{len(shared)} questions of round {number + 1} are evaluation questions (first: {min(shared)}). '
@@ -303,40 +250,6 @@ class _Run:
         )
         if not found['kept_paths'] and settings.recipe.learner.replay_share < 1:
             session.display.say(f'round {number}: no path was kept; the round trained on replay alone')
-
-    def evaluate(self, state: TrainState, number: int) -> None:
-        """Measures the model after round `number` on the evaluation questions."""
-        settings, session = self.settings, self.session
-        start = time.perf_counter()
-        with session.display.phase('evaluate', f'evaluating after round {number}'):
-            results, samples, verdict, counts = jax.device_get(
-                evaluate.measure(
-                    state.model, self.evaluation_batches, jnp.uint32(settings.place.seed), settings.evaluation
-                )
-            )
-        found = evaluate.summarise(results, settings.evaluation.sampler.samples)
-        flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (samples, verdict))
-        stored = store.lines(
-            self.evaluation_items, *flat, settings.vocabulary, True, settings.stored_questions
-        )
-        store.write(session.directory / 'samples' / f'evaluation_{number:04d}.jsonl', stored)
-        counted = metrics.values(counts)
-        edges = tally.length_edges(settings.evaluation.sampler.max_tokens)
-        session.writer.write(
-            'evaluation',
-            round=number,
-            suite=getattr(settings.evaluation_questions.bank, 'split', 'held_out'),
-            share_histogram=counted['share_histogram'],
-            length_histogram={'edges': edges, 'counts': counted['length_histogram']},
-            seconds=time.perf_counter() - start,
-            **found,
-        )
-        session.display.say(
-            f'{"before training" if number == 0 else f"after round {number}"}: greedy '
-            f'{percent(found["greedy_accuracy"])} %, majority {percent(found["majority_accuracy"])} %, answered '
-            f'{percent(found["answered"]["value"])} %, calibration error {percent(found["calibration_error"]["value"])} %'
-            f' ({found["questions"]:,} questions, {time.perf_counter() - start:.1f} s)'
-        )
 
     def save(self, state: TrainState, number: int) -> None:
         """Saves everything that the next round needs."""

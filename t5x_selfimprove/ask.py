@@ -1,0 +1,172 @@
+"""Evaluating and asking a trained model, outside a run of training."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from t5x_selfimprove.checkpoints import describe_model, read_model
+from t5x_selfimprove.data import store
+from t5x_selfimprove.data.items import encode_questions, make_item
+from t5x_selfimprove.display import Display, percent
+from t5x_selfimprove.evaluate import Evaluation
+from t5x_selfimprove.feed import Feed
+from t5x_selfimprove.improve import Consolidator
+from t5x_selfimprove.models.transformer import TransformerConfig
+from t5x_selfimprove.sampling.sampler import Sampler
+from t5x_selfimprove.session import Place, Session, write_json
+from t5x_selfimprove.suite import Suite
+from t5x_selfimprove.templates import Template
+from t5x_selfimprove.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Measures the model of a run directory on labelled questions; writes evaluation.json."""
+
+    place: Place
+    vocabulary: Vocabulary
+    model: TransformerConfig
+    initial: str  # run directory of the model
+    evaluation: Evaluation
+    evaluation_questions: Feed
+    stored_questions: int = 200
+
+    def run(self, config: str) -> dict[str, Any]:
+        """Measures once. Raises ValueError or OSError on bad input, before anything long starts."""
+        self.evaluation_questions.bank.check()
+        described = describe_model(self.initial, self.vocabulary)
+        with Session(self.place, config) as session:
+            state = session.place_state(lambda: _Holder.create(self.model, self.vocabulary))
+            state = _Holder(read_model(self.initial, state.model))
+            session.announce('evaluate', state, {'model': f'{self.initial}, step {described.step:,}'})
+            suite = Suite(session, self.vocabulary, self.evaluation, self.evaluation_questions, self.stored_questions)
+            found = suite.measure(state.model, described.manifest.get('round', 0))
+            write_json(session.directory / 'evaluation.json', {'model': self.initial, 'step': described.step, **found})
+            columns = ['suite', 'greedy', 'majority', 'pass@N', 'answered', 'calibration error']
+            names = ('greedy_accuracy', 'majority_accuracy', 'pass_at_n', 'answered', 'calibration_error')
+            row = [suite.name, *(percent(found[name]) for name in names)]
+            session.display.table(f'{found["questions"]:,} questions, per cent [95 % interval]', columns, [row])
+            session.display.say(f'written: {session.directory / "evaluation.json"}')
+        return found
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Holder:
+    """A model where a state is expected."""
+
+    model: Any
+
+    @classmethod
+    def create(cls, config: TransformerConfig, vocabulary: Vocabulary) -> '_Holder':
+        return cls(config.create(vocabulary.size, jax.random.key(0)))
+
+
+def ask(
+    model: Any,
+    questions: list[str],
+    prompt: Template,
+    sampler: Sampler,
+    consolidator: Consolidator,
+    room: int | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Asks a model questions and returns their paths, answers and votes, as the sample store writes them.
+
+    Args:
+      model: the parameters.
+      questions: texts.
+      prompt: put round each of them.
+      sampler: of the N paths.
+      consolidator: of the vote.
+      room: tokens of the longest question; None measures them.
+      seed: of the draws.
+
+    Raises:
+      ValueError: a question is longer than the room, or cannot be spelled in the vocabulary.
+    """
+    vocabulary = sampler.vocabulary
+    items = [make_item(question) for question in questions]
+    room = room or max(len(vocabulary.encode(question)) for question in questions)
+    arrays, _ = encode_questions(items, vocabulary, room, consolidator.answers)
+
+    @jax.jit
+    def draw(model, arrays):
+        key = jax.random.key(seed)
+        samples = sampler(model, prompt(arrays), key)
+        return samples, consolidator(model, arrays, samples, key)
+
+    samples, verdict = jax.device_get(draw(model, arrays))
+    return store.lines(items, samples, verdict, vocabulary, labels=False, limit=len(items))
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleRun:
+    """Asks the model of a run directory questions, typed or from a file, and shows the vote.
+
+    Raises:
+      ValueError: neither or both of `ask` and `file` are given.
+    """
+
+    vocabulary: Vocabulary
+    model: TransformerConfig
+    initial: str  # run directory of the model
+    prompt: Template
+    sampler: Sampler
+    consolidator: Consolidator
+    ask: tuple[str, ...] = ()  # questions, typed
+    file: str | None = None  # or a text file with one question a line
+    seed: int = 0
+    output: str | None = None  # JSON file for all paths; None shows the votes alone
+    shown_paths: int = 3  # paths printed a question
+
+    def __post_init__(self):
+        if bool(self.ask) == bool(self.file):
+            raise ValueError(f'give questions either typed (ask) or as a file; got ask = {self.ask}, file = {self.file}')
+
+    def questions(self) -> list[str]:
+        """The questions. Raises OSError where the file cannot be read, ValueError where it holds none."""
+        if not self.file:
+            return list(self.ask)
+        lines = [line.strip() for line in Path(self.file).read_text(encoding='utf-8').splitlines()]
+        if not any(lines):
+            raise ValueError(f'{self.file} holds no question; write one a line')
+        return [line for line in lines if line]
+
+    def run(self, config: str) -> list[dict[str, Any]]:
+        """Asks, prints a table, writes JSON where asked to."""
+        del config
+        display, questions = Display(), self.questions()
+        described = describe_model(self.initial, self.vocabulary)
+        model = self.model.create(self.vocabulary.size, jax.random.key(0))
+        model = read_model(self.initial, model)
+        device = jax.devices()[0]
+        display.say(f'{self.initial}, step {described.step:,}, on {device.platform} ({device.device_kind})')
+        start = time.perf_counter()
+        with display.phase('sample', f'sampling {len(questions)} x {self.sampler.samples} paths'):
+            found = ask(model, questions, self.prompt, self.sampler, self.consolidator, seed=self.seed)
+        seconds = time.perf_counter() - start
+        for entry in found:
+            self.show(display, entry)
+        tokens = int(np.sum([[path['tokens'] for path in entry['paths']] for entry in found]))
+        display.say(f'{tokens:,} tokens in {seconds:.1f} s, compilation included')
+        if self.output:
+            write_json(Path(self.output), found)
+            display.say(f'written: {self.output}')
+        return found
+
+    def show(self, display: Display, entry: dict[str, Any]) -> None:
+        """Prints one question with its votes."""
+        votes: dict[str, int] = {}
+        for path in entry['paths']:
+            answer = path['answer'] if path['found'] else 'no answer'
+            votes[answer] = votes.get(answer, 0) + 1
+        rows = [[answer, str(count), percent(count / len(entry['paths']), 0)] for answer, count in
+                sorted(votes.items(), key=lambda pair: -pair[1])]  # fmt: skip
+        display.table(entry['question'], ['answer', 'paths', 'per cent'], rows)
+        for path in entry['paths'][: self.shown_paths]:
+            display.say(f'  {path["text"].strip()}')

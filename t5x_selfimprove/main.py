@@ -1,0 +1,59 @@
+"""The command line: python -m t5x_selfimprove {pretrain,improve,evaluate,sample,report,vocabulary} ..."""
+
+import importlib.metadata
+import os
+import sys
+
+# YNNPACK fusions of jaxlib 0.10 slow small-batch decoding on a CPU several times (measured in tests/benchmarks).
+CPU_FLAG = '--xla_cpu_experimental_ynn_fusion_type='
+
+
+def settle_environment() -> None:
+    """Sets what must be set before jax is imported, where the user has not."""
+    flags = os.environ.get('XLA_FLAGS', '')
+    if 'ynn_fusion' not in flags and importlib.metadata.version('jaxlib').startswith('0.10.'):
+        os.environ['XLA_FLAGS'] = f'{flags} {CPU_FLAG}'.strip()
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code (0 done, 2 a mistake of the user, 130 interrupted)."""
+    settle_environment()
+    from t5x_selfimprove import config
+
+    try:
+        arguments = config.parse_arguments(sys.argv[1:] if argv is None else argv)
+        if arguments.help:
+            print(config.USAGE)
+            return 0
+        if arguments.command == 'report':
+            return report(arguments.words)
+        built = config.build(config.ROOTS[arguments.command], arguments.files, arguments.bindings)
+        for line in built.set_aside:
+            print(line)
+        built.value.run(built.text)
+    except config.ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        if os.environ.get('T5X_SELFIMPROVE_TRACEBACK'):
+            raise
+        print(f'{type(error).__name__}: {error}', file=sys.stderr)
+        print('(T5X_SELFIMPROVE_TRACEBACK=1 shows where)', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
+        return 130
+    return 0
+
+
+def report(words: list[str]) -> int:
+    """Writes the report page of each run directory."""
+    from t5x_selfimprove.report import write_report
+
+    if not words:
+        print('report needs a run directory: python -m t5x_selfimprove report runs/quickstart', file=sys.stderr)
+        return 2
+    for directory in words:
+        print(f'report: {write_report(directory)}')
+    return 0
