@@ -65,7 +65,7 @@ run() {
   local status=0
   "$PYTHON" -m t5x_selfimprove "$@" || status=$?
   if [ "$status" -ne 0 ]; then
-    printf '\nThe run stopped (status %d). The same command goes on from its last checkpoint.\n' "$status" >&2
+    printf '\nThe run stopped (status %d, see above). The same command goes on from its last checkpoint.\n' "$status" >&2
     exit "$status"
   fi
 }

@@ -37,6 +37,7 @@ class Evaluate:
 
     def run(self, config: str) -> dict[str, Any]:
         """Measures once. Raises ValueError or OSError on bad input, before anything long starts."""
+        self.place.devices()  # before anything else wakes jax up
         self.evaluation_questions.bank.check()
         described = describe_model(self.initial, self.vocabulary)
         with Session(self.place, config) as session:

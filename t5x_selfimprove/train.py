@@ -73,6 +73,7 @@ class Improve:
           ValueError, OSError: bad input, before anything long starts.
         """
         start = time.perf_counter()
+        self.place.devices()  # before anything else wakes jax up
         described = self.check_input()
         with Session(self.place, config) as session:
             run = _Run(self, session)
@@ -81,14 +82,13 @@ class Improve:
             session.check_room(state)
             session.save_config()
             session.announce('improve', state, self.batch_arithmetic())
+            step = run.compile(state) if (done or 0) < self.rounds else None
             if done is None:
                 run.suite.measure(state.model, 0)
                 run.save(state, 0)
             elif done:
                 session.display.say(f'resumed after round {done} of {self.rounds}')
-            step = None
             for number in range(done or 0, self.rounds, self.rounds_per_dispatch):
-                step = step or run.compile(state)
                 state = run.dispatch(step, state, number)
                 run.suite.measure(state.model, number + self.rounds_per_dispatch)
                 run.save(state, number + self.rounds_per_dispatch)

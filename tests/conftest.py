@@ -11,7 +11,10 @@ if 'jax' in sys.modules:
     raise RuntimeError('jax was imported before tests/conftest.py could set its platform; see launch/test.sh')
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+from t5x_selfimprove.main import settle_environment
+
+settle_environment()
 
 import jax
 import jaxtyping

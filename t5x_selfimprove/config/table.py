@@ -8,6 +8,7 @@ the same fields; a function that makes one will do too, where the making needs l
 from collections.abc import Callable
 from typing import Any
 
+from t5x_selfimprove.ask import Evaluate, SampleRun
 from t5x_selfimprove.consolidation import AnswerFormat, GoldAnswer, MajorityVote, Unvoted
 from t5x_selfimprove.data import possessions
 from t5x_selfimprove.data.json_lines import JsonLines
@@ -15,6 +16,7 @@ from t5x_selfimprove.data.possessions import Possessions
 from t5x_selfimprove.data.seqio_tasks import SeqioTask
 from t5x_selfimprove.data.text_file import TextFile
 from t5x_selfimprove.evaluate import Evaluation
+from t5x_selfimprove.feed import Feed
 from t5x_selfimprove.improve import Recipe
 from t5x_selfimprove.learning.lessons import Packing
 from t5x_selfimprove.learning.optimizers import Adafactor, AdamW, Schedule
@@ -26,10 +28,12 @@ from t5x_selfimprove.sampling.sampler import Sampler
 from t5x_selfimprove.sampling.transforms import TopK, TopP
 from t5x_selfimprove.session import Place
 from t5x_selfimprove.templates import Template
-from t5x_selfimprove.train import Feed, Improve
+from t5x_selfimprove.train import Improve
 from t5x_selfimprove.vocabulary import ByteVocabulary, SentencePieceVocabulary, WordVocabulary
 
 TABLE: dict[str, Callable[..., Any]] = {
+    'ask.Evaluate': Evaluate,
+    'ask.SampleRun': SampleRun,
     'consolidation.AnswerFormat': AnswerFormat,
     'consolidation.GoldAnswer': GoldAnswer,
     'consolidation.MajorityVote': MajorityVote,
@@ -54,7 +58,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'sampling.TopP': TopP,
     'session.Place': Place,
     'templates.Template': Template,
-    'train.Feed': Feed,
+    'feed.Feed': Feed,
     'train.Improve': Improve,
     'vocabulary.ByteVocabulary': ByteVocabulary,
     'vocabulary.SentencePieceVocabulary': SentencePieceVocabulary,
@@ -64,6 +68,6 @@ TABLE: dict[str, Callable[..., Any]] = {
 ROOTS = {
     'pretrain': 'pretrain.Pretrain',
     'improve': 'train.Improve',
-    'evaluate': 'train.Evaluate',
-    'sample': 'train.SampleRun',
+    'evaluate': 'ask.Evaluate',
+    'sample': 'ask.SampleRun',
 }

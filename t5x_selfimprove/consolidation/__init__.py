@@ -39,19 +39,19 @@ weighted sum), and keeps the paths of the winner:
             paths = read_paths(self, questions, samples)
             length = jnp.maximum(samples.mask.sum(axis=1), 1)
             weight = jnp.exp(samples.log_probs.sum(axis=1) / length).reshape(paths.found.shape)
-            weight = jnp.where(paths.voter, weight, 0.0)
+            weight = jnp.where(paths.found, weight, 0.0)
             score = jnp.where(same_answer(paths.answer), weight[:, None, :], 0.0).sum(axis=-1) * paths.found
             best = score.max(axis=1, keepdims=True)
-            chosen = first_answer(paths.answer, paths.voter & (score == best))
+            chosen = first_answer(paths.answer, paths.found & (score == best))
             agrees = paths.found & (paths.answer == chosen[:, None]).all(axis=-1)
             reward = agrees.astype(jnp.float32)
             keep = keep_weights(self, reward, paths, questions, key)
             share = best[:, 0] / jnp.maximum(weight.sum(axis=1), 1e-30)
-            votes = paths.voter.sum(axis=1).astype(jnp.float32)
+            votes = paths.found.sum(axis=1).astype(jnp.float32)
             answer, found = paths.answer.reshape(-1, self.answers.room), paths.found.reshape(-1)
             return Verdict(answer, found, reward.reshape(-1), keep, chosen, share, votes)
 
-To reach it from gin, add a line to the table of parts in `config`; `tests/consolidation` shows what to test, and runs
+To reach it from gin, add a line to the table of parts in `config/table.py`; `tests/consolidation` shows what to test, and runs
 this example.
 """
 

@@ -25,7 +25,7 @@ class GoldAnswer:
     Attributes:
       answers: how answers are read; the labels must have been encoded with an equal one.
       max_kept: paths kept of a question at most, chosen at random, distinct ones first; None = all.
-      distinct: of equal completions of a question only the first counts and is kept.
+      distinct: of equal completions of a question only one is kept.
       weighting: 'path' = each kept path has weight 1; 'question' = those of a question have weight 1 together.
 
     Raises:
@@ -55,7 +55,7 @@ class GoldAnswer:
         paths = read_paths(self, questions, samples)
         known = questions.known & (questions.weight > 0)
         correct = paths.found & known[:, None] & (paths.answer == questions.answer[:, None]).all(axis=-1)
-        cast = paths.voter.sum(axis=1)
+        cast = paths.found.sum(axis=1)
         reward = correct.astype(jnp.float32)
         return Verdict(
             answer=paths.answer.reshape(-1, self.answers.room),
@@ -63,6 +63,6 @@ class GoldAnswer:
             reward=reward.reshape(-1),
             keep=keep_weights(self, reward, paths, questions, key),
             chosen=jnp.where(known[:, None], questions.answer, 0).astype(jnp.uint8),
-            share=fraction((correct & paths.voter).sum(axis=1), cast),
+            share=fraction(correct.sum(axis=1), cast),
             votes=cast.astype(jnp.float32),
         )

@@ -20,19 +20,16 @@ class Paths:
 
     answer: UInt8[Array, 'Q N A']
     found: Bool[Array, 'Q N']
-    counts: Bool[Array, 'Q N']  # may be kept, and may vote if found: no padding and, if `distinct`, no repetition
+    real: Bool[Array, 'Q N']  # no padding
     repeated: Bool[Array, 'Q N']  # the same completion as an earlier path of the question
-
-    @property
-    def voter(self) -> Bool[Array, 'Q N']:
-        return self.counts & self.found
+    copies: Int32[Array, 'Q N']  # paths of the question with the same completion, itself included
 
 
 def read_paths(part: Any, questions: Questions, samples: Samples) -> Paths:
     """Extracts the answers of a batch and groups them by question.
 
     Args:
-      part: a consolidator, with `answers`, `max_kept` and `distinct`.
+      part: a consolidator, with `answers`.
       questions: Q questions.
       samples: S = Q * N samples, question-major.
 
@@ -46,11 +43,8 @@ def read_paths(part: Any, questions: Questions, samples: Samples) -> Paths:
     real = jnp.broadcast_to((questions.weight > 0)[:, None], (count, total // count))
     found = found.reshape(real.shape) & real
     answer = jnp.where(found[..., None], answer.reshape(*real.shape, -1), 0).astype(jnp.uint8)
-    repeated = jnp.zeros_like(real)
-    if part.distinct or part.max_kept is not None:
-        tokens = jnp.where(samples.mask, samples.tokens, -1).reshape(*real.shape, -1)
-        repeated = has_earlier(same_row(tokens))
-    return Paths(answer, found, real & ~repeated if part.distinct else real, repeated)
+    same = same_row(jnp.where(samples.mask, samples.tokens, -1).reshape(*real.shape, -1))
+    return Paths(answer, found, real, has_earlier(same), same.sum(axis=-1, dtype=jnp.int32))
 
 
 def same_row(values: Int32[Array, 'Q N W'] | UInt32[Array, 'Q N W']) -> Bool[Array, 'Q N N']:
@@ -86,13 +80,13 @@ def keep_weights(
     and the question's id, so it does not depend on the batch.
 
     Args:
-      part: a consolidator, with `max_kept` and `weighting`.
+      part: a consolidator, with `max_kept`, `distinct` and `weighting`.
       eligible: weight that each path would have; 0 = not to be kept.
       paths: from `read_paths`.
       questions: of the batch.
       key: of the round.
     """
-    weights = jnp.where(paths.counts, eligible, 0.0)
+    weights = jnp.where(paths.real & ~(paths.repeated & part.distinct), eligible, 0.0)
     if part.max_kept is not None:
         order = _draw_order(key, questions.id, weights.shape[1]) >> 1
         order = jnp.where(paths.repeated, order | jnp.uint32(1 << 31), order)

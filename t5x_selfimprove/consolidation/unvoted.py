@@ -23,7 +23,7 @@ class Unvoted:
     Attributes:
       answers: how answers are read, for the report.
       max_kept: paths kept of a question at most, distinct ones first; None = all.
-      distinct: of equal completions of a question only the first counts and is kept.
+      distinct: of equal completions of a question only one is kept.
       weighting: 'path' = each kept path has weight 1; 'question' = those of a question have weight 1 together.
 
     Raises:
@@ -43,5 +43,5 @@ class Unvoted:
         paths = read_paths(self, questions, samples)
         everyone = jnp.ones(paths.found.shape, jnp.float32)
         keep = keep_weights(self, everyone, paths, questions, key)
-        reported = MajorityVote(self.answers, distinct=self.distinct).decide(paths, questions, key)
+        reported = MajorityVote(self.answers).decide(paths, questions, key)
         return dataclasses.replace(reported, keep=keep, reward=(keep > 0).astype(jnp.float32))

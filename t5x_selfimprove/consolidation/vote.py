@@ -25,38 +25,46 @@ from t5x_selfimprove.records import Questions, Samples, Verdict
 
 TIES = ('refuse', 'split')
 SHARES = ('answered', 'all')
+COPIES = ('each', 'root', 'once')
+UNIT = 1 << 16  # of a vote; N <= 4096 paths fit in 32 bits with room to spare
 
 
 @dataclasses.dataclass(frozen=True)
 class Tally:
-    """The count of the votes of each question.
+    """The count of the votes of each question, in whole numbers of 1 / UNIT votes.
 
     answers of 5 paths    7  9  7  -  9
-    leading               1  1  1  0  1      lead 2, leaders 2 (a tie), cast 4, ballots 5
+    leading               1  1  1  0  1      lead 2, leaders 2 (a tie), cast 4, ballots 5 (all times UNIT)
     """
 
     leading: Bool[Array, 'Q N']  # the path's answer has the most votes, alone or in a tie
     lead: Int32[Array, 'Q']  # votes for an answer in the lead
     leaders: Int32[Array, 'Q']  # answers in the lead; 0 = no votes
-    cast: Int32[Array, 'Q']  # votes: paths with an answer
-    ballots: Int32[Array, 'Q']  # paths that might have voted, had they an answer
+    cast: Int32[Array, 'Q']  # votes of the paths with an answer
+    ballots: Int32[Array, 'Q']  # votes there might have been, had all paths an answer
 
 
-def tally(paths: Paths) -> Tally:
-    """Counts the votes of each question. Paths without an answer, padding and dropped repetitions cast none."""
-    voter = paths.voter
-    votes_same = same_answer(paths.answer) & voter[:, None, :]
-    count = jnp.where(paths.found, votes_same.sum(axis=-1, dtype=jnp.int32), 0)
+def ballots_of(paths: Paths, copies: str) -> Int32[Array, 'Q N']:
+    """The vote of each path in units, whatever its answer: k identical paths cast k votes together ('each'), the
+    square root of k ('root') or one ('once'). Whole numbers, so that ties are ties in any order of summation."""
+    if copies == 'root':
+        table = jnp.asarray(np.rint(UNIT / np.sqrt(np.arange(1, paths.copies.shape[1] + 1))), jnp.int32)
+        vote = table[paths.copies - 1]
+    else:
+        vote = jnp.where(paths.repeated & (copies == 'once'), 0, UNIT)
+    return jnp.where(paths.real, vote, 0).astype(jnp.int32)
+
+
+def tally(paths: Paths, copies: str = 'each') -> Tally:
+    """Counts the votes of each question. Paths without an answer and padding cast none."""
+    ballots = ballots_of(paths, copies)
+    votes = jnp.where(paths.found, ballots, 0)
+    same = same_answer(paths.answer)
+    count = jnp.where(paths.found, jnp.where(same, votes[:, None, :], 0).sum(axis=-1), 0)
     lead = count.max(axis=1)
     leading = paths.found & (count == lead[:, None])
-    opens = leading & ~has_earlier(votes_same)  # the first path of each answer in the lead
-    return Tally(
-        leading=leading,
-        lead=lead,
-        leaders=opens.sum(axis=1, dtype=jnp.int32),
-        cast=voter.sum(axis=1, dtype=jnp.int32),
-        ballots=paths.counts.sum(axis=1, dtype=jnp.int32),
-    )
+    opens = leading & ~has_earlier(same & paths.found[:, None, :])  # the first path of each answer in the lead
+    return Tally(leading, lead, opens.sum(axis=1, dtype=jnp.int32), votes.sum(axis=1), ballots.sum(axis=1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +91,10 @@ class MajorityVote:
       ties: with several answers in the lead, 'refuse' keeps nothing and chooses none; 'split' keeps the paths of all
         of them with weight (and reward) 1 / their number, and chooses the one drawn first.
       max_kept: paths kept of a question at most, chosen at random, distinct ones first; None = all.
-      distinct: of equal completions of a question only the first votes and is kept.
+      copies: what k identical completions of a question cast together: k votes ('each', the papers' rule), the square
+        root of k ('root') or one ('once'). Paths that differ are independent evidence; a model that repeats itself is
+        sure of itself, which is less than that but more than nothing ('root' is our own rule).
+      distinct: of identical completions of a question only one is kept.
       weighting: 'path' = each kept path has weight 1 (1 / number of answers in a split tie); 'question' = the kept
         paths of a question have weight 1 together.
 
@@ -97,6 +108,7 @@ class MajorityVote:
     min_votes: int = 1
     ties: str = 'refuse'
     max_kept: int | None = None
+    copies: str = 'each'
     distinct: bool = False
     weighting: str = 'path'
 
@@ -109,6 +121,7 @@ class MajorityVote:
         check_choice('MajorityVote.share_of', self.share_of, SHARES)
         check_integer('MajorityVote.min_votes', self.min_votes, 1)
         check_choice('MajorityVote.ties', self.ties, TIES)
+        check_choice('MajorityVote.copies', self.copies, COPIES)
 
     def __call__(self, models: Any, questions: Questions, samples: Samples, key: jax.Array) -> Verdict:
         """Votes on Q questions.
@@ -123,12 +136,13 @@ class MajorityVote:
 
     def decide(self, paths: Paths, questions: Questions, key: jax.Array) -> Verdict:
         """The same for paths that were read before."""
-        votes = tally(paths)
+        votes = tally(paths, self.copies)
         decided = votes.leaders == 1 if self.ties == 'refuse' else votes.leaders >= 1
         agrees = votes.leading & decided[:, None]
         reward = agrees / jnp.maximum(votes.leaders, 1)[:, None].astype(jnp.float32)
         whole = votes.cast if self.share_of == 'answered' else votes.ballots
-        enough = (votes.lead >= self._needed(whole, paths.found.shape[1])) & (votes.cast >= self.min_votes)
+        # One unit of slack, so that 9 of 15 is 0.6 in the rounding of every device.
+        enough = (votes.lead + 1 >= self.min_share * whole) & (votes.cast >= self.min_votes * UNIT)
         eligible = jnp.where(enough[:, None], reward, 0.0)
         return Verdict(
             answer=paths.answer.reshape(-1, self.answers.room),
@@ -137,13 +151,8 @@ class MajorityVote:
             keep=keep_weights(self, eligible, paths, questions, key),
             chosen=first_answer(paths.answer, agrees),
             share=fraction(votes.lead, whole),
-            votes=votes.cast.astype(jnp.float32),
+            votes=votes.cast / jnp.float32(UNIT),
         )
-
-    def _needed(self, whole: Int32[Array, 'Q'], paths: int) -> Int32[Array, 'Q']:
-        """Votes that reach `min_share`, from a table of whole numbers: 9 of 15 is 0.6 on every device."""
-        table = np.ceil(float(self.min_share) * np.arange(paths + 1) - 1e-9).astype(np.int32)
-        return jnp.asarray(table)[whole]
 
 
 def first_answer(answer: UInt8[Array, 'Q N A'], among: Bool[Array, 'Q N']) -> UInt8[Array, 'Q A']:

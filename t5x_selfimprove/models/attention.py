@@ -11,7 +11,6 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from t5x_selfimprove.models import layers
-from t5x_selfimprove.partitioning import constrain
 from t5x_selfimprove.records import record
 
 MASKED = -1e30  # finite, so that a row in which everything is masked gives zeros instead of NaN
@@ -55,73 +54,84 @@ class Attention(nnx.Module):
         self.theta = theta
 
     def project(self, x: Float[Array, 'B T D'], position: Int[Array, 'B T']) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries [B, T, H, h], keys and values [B, T, K, h], positions applied, in the dtype of `x`."""
+        """Grouped queries [B, K, G, T, h], keys and values [B, T, K, h], positions applied, in the dtype of `x`."""
         dtype = x.dtype
         query = layers.product('btd,dnh->btnh', x, self.query[...], dtype).astype(dtype)
         key = layers.product('btd,dnh->btnh', x, self.key[...], dtype).astype(dtype)
         value = layers.product('btd,dnh->btnh', x, self.value[...], dtype).astype(dtype)
-        return layers.rotate(query, position, self.theta), layers.rotate(key, position, self.theta), value
+        query = grouped(layers.rotate(query, position, self.theta), key.shape[2])
+        return query, layers.rotate(key, position, self.theta), value
 
     def merge_heads(self, mixed: Float[Array, 'B T H h'], dtype: jnp.dtype) -> Float[Array, 'B T D']:
         """The output projection."""
         return layers.product('btnh,nhd->btd', mixed, self.out[...], dtype).astype(dtype)
 
 
+Part = tuple[Float32[Array, 'B K G T h'], Float32[Array, 'B K G T'], Float32[Array, 'B K G T']]
+
+
+def grouped(query: Float[Array, 'B T H h'], kv_heads: int) -> Float[Array, 'B K G T h']:
+    """Scaled queries, heads first, the G = H / K heads that share a key/value head together."""
+    rows, time, heads, size = query.shape
+    scaled = (query * size**-0.5).reshape(rows, time, kv_heads, heads // kv_heads, size)
+    return jnp.moveaxis(scaled, 1, 3)
+
+
+def _weigh(scores: Float32[Array, '*rows U'], visible: Bool[Array, '*rows U']) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Masked exponentials of the scores, their largest score and their sum."""
+    scores = jnp.where(visible, scores, MASKED)
+    peak = jnp.max(scores, axis=-1)
+    weights = jnp.exp(scores - peak[..., None])
+    return weights, peak, jnp.sum(weights, axis=-1)
+
+
 def attend(
-    query: Float[Array, 'B T H h'],
+    query: Float[Array, 'B K G T h'],
     key: Float[Array, 'B U K h'],
     value: Float[Array, 'B U K h'],
     allowed: Bool[Array, 'B T U'],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> Part:
     """Attention of every query to the keys it is allowed to see, left unnormalised for `merge`.
 
     Returns:
-      (weighted values [B, T, H, h], largest score [B, T, H], sum of exponentials [B, T, H]), all float32.
+      (weighted values, largest score, sum of exponentials), all float32.
     """
-    batch, time, heads, size = query.shape
-    kv_heads = key.shape[2]
-    grouped = query.reshape(batch, time, kv_heads, heads // kv_heads, size)
-    scores = layers.product('btkgh,bukh->bkgtu', grouped * size**-0.5, key, query.dtype)
-    scores = jnp.where(allowed[:, None, None], scores, MASKED)
-    peak = jnp.max(scores, axis=-1)
-    weights = jnp.exp(scores - peak[..., None])
-    total = jnp.sum(weights, axis=-1)
-    mixed = layers.product('bkgtu,bukh->btkgh', weights, value, query.dtype)
-    by_head = lambda x: jnp.moveaxis(x, 3, 1).reshape(batch, time, heads)  # noqa: E731
-    return mixed.reshape(batch, time, heads, size), by_head(peak), by_head(total)
+    key, value = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
+    scores = layers.product('bkgth,bkuh->bkgtu', query, key, query.dtype)
+    weights, peak, total = _weigh(scores, allowed[:, None, None])
+    return layers.product('bkgtu,bkuh->bkgth', weights, value, query.dtype), peak, total
 
 
-def attend_segment(query: Float[Array, 'S T H h'], segment: Segment) -> tuple[jax.Array, jax.Array, jax.Array]:
+def attend_segment(query: Float[Array, 'S K G T h'], segment: Segment) -> Part:
     """Attention of S rows of queries to a segment that S / B of them share, all of it visible up to its length.
 
     The queries that share a context become the rows of one matrix product. Returns as `attend`.
     """
-    rows, time, heads, size = query.shape
-    batch, kv_heads = segment.value.shape[0], segment.value.shape[1]
-    shared, groups = rows // batch, heads // kv_heads
-    grouped = (query * size**-0.5).reshape(batch, shared * time, kv_heads, groups, size)
-    grouped = jnp.moveaxis(grouped, 2, 1).reshape(batch, kv_heads, shared * time * groups, size)
-    scores = layers.product('bkqh,bkht->bkqt', grouped, segment.key, query.dtype)
+    rows, kv_heads, groups, time, size = query.shape
+    batch = segment.rows
+    together = jnp.moveaxis(query.reshape(batch, rows // batch, kv_heads, groups * time, size), 1, 2)
+    together = together.reshape(batch, kv_heads, -1, size)
+    scores = layers.product('bkqh,bkht->bkqt', together, segment.key, query.dtype)
     visible = jnp.arange(segment.key.shape[-1]) < segment.length[..., None]  # [B, T] or [T]
     visible = jnp.broadcast_to(visible, (batch, segment.key.shape[-1]))
-    scores = jnp.where(visible[:, None, None], scores, MASKED)
-    peak = jnp.max(scores, axis=-1)
-    weights = jnp.exp(scores - peak[..., None])
-    total = jnp.sum(weights, axis=-1)
+    weights, peak, total = _weigh(scores, visible[:, None, None])
     mixed = layers.product('bkqt,bkth->bkqh', weights, segment.value, query.dtype)
 
     def by_row(x: jax.Array) -> jax.Array:
         rest = x.shape[3:]
-        x = x.reshape(batch, kv_heads, shared * time, groups, *rest)
-        return jnp.moveaxis(x, 1, 2).reshape(rows, time, heads, *rest)
+        x = jnp.moveaxis(x.reshape(batch, kv_heads, rows // batch, groups, time, *rest), 2, 1)
+        return x.reshape(rows, kv_heads, groups, time, *rest)
 
     return by_row(mixed), by_row(peak), by_row(total)
 
 
-def merge(parts: list[tuple[jax.Array, jax.Array, jax.Array]]) -> Float32[Array, 'B T H h']:
+def merge(parts: list[Part]) -> Float32[Array, 'B T H h']:
     """Joins attention over parts of the context into attention over all of it (log-sum-exp merge)."""
-    peak = jnp.stack([part[1] for part in parts]).max(axis=0)
+    peak = parts[0][1]
+    for part in parts[1:]:
+        peak = jnp.maximum(peak, part[1])
     scales = [jnp.exp(part[1] - peak) for part in parts]
     total = sum(part[2] * scale for part, scale in zip(parts, scales, strict=True))
     mixed = sum(part[0] * scale[..., None] for part, scale in zip(parts, scales, strict=True))
-    return constrain(mixed / total[..., None], 'batch')
+    rows, kv_heads, groups, time, size = mixed.shape
+    return jnp.moveaxis(mixed / total[..., None], 3, 1).reshape(rows, time, kv_heads * groups, size)

@@ -104,11 +104,8 @@ class Transformer(nnx.Module):
         keys = jax.random.split(blocks, config.layers)
         self.blocks = parameters.stacked(jax.vmap(lambda key: Block(config, key))(keys))
         self.final_norm = layers.RMSNorm(config.width, config.norm_epsilon)
-        self.head = None
-        if not config.tied:
-            self.head = layers.parameter(
-                layers.normal(head, (vocabulary_size, config.width), config.width), 'vocabulary', 'model'
-            )
+        own = layers.normal(head, (vocabulary_size, config.width), config.width)
+        self.head = None if config.tied else layers.parameter(own, 'vocabulary', 'model')
 
     @property
     def output_embedding(self) -> jax.Array:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int, Int32
+from jaxtyping import Array, Bool, Float32, Int, Int32, UInt32
 
 from t5x_selfimprove.partitioning import constrain
 from t5x_selfimprove.records import Prompts, Samples, record
@@ -139,7 +139,7 @@ class Sampler:
         )
 
 
-def sample_keys(key: jax.Array, ids: Int[Array, 'Q 2'], samples: int) -> jax.Array:
+def sample_keys(key: jax.Array, ids: UInt32[Array, 'Q 2'], samples: int) -> jax.Array:
     """One key a sample, [Q * N], folded from the key, the question's id and the sample's number."""
 
     def of_question(identity):

@@ -31,7 +31,7 @@ def test_gold_cap_repetitions_and_weighting():
     once = judge(GoldAnswer(LETTERS, distinct=True, weighting='question'), questions, samples)
     third = np.float32(1 / 3)
     assert kept(once, 5) == [[third, 0, third, third, 0], [1, 0, 0, 0, 0]]
-    assert once.votes.tolist() == [3, 2] and once.share.tolist() == [1, 0.5]
+    assert once.votes.tolist() == [4, 5] and once.share.tolist() == [1, np.float32(0.8)]
     assert once.reward.sum() == 8
 
 

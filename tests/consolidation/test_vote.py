@@ -79,12 +79,12 @@ def test_thresholds():
 
 
 def test_a_share_that_is_just_reached_is_reached():
-    for votes in range(1, 17):
-        for count in range(1, votes + 1):
-            needed = MajorityVote(LETTERS, min_share=count / votes)._needed(jnp.arange(17), 16)
-            assert needed[votes] == count
-    # A threshold a little above 2/3 is not reached by 2 of 3.
-    assert MajorityVote(LETTERS, min_share=0.667)._needed(jnp.array([3]), 4)[0] == 3
+    for votes, count in ((3, 2), (5, 3), (7, 6), (15, 9), (16, 11)):
+        texts = 'A' * count + ''.join(chr(ord('B') + place) for place in range(votes - count))
+        reached = MajorityVote(LETTERS, min_share=count / votes)
+        assert vote(texts, part=reached).keep.sum() == count
+        missed = MajorityVote(LETTERS, min_share=count / votes + 0.001)
+        assert vote(texts, part=missed).keep.sum() == 0
 
 
 def test_equal_completions():
@@ -92,21 +92,33 @@ def test_equal_completions():
     texts = ('bbbAA', 'aBaB-', 'abbaC')
     everyone = vote(*texts)
     assert chosen(everyone) == 'B--' and everyone.votes.tolist() == [5, 4, 5]
-    once = vote(*texts, part=MajorityVote(LETTERS, distinct=True))
+    once = vote(*texts, part=MajorityVote(LETTERS, copies='once', distinct=True))
     assert chosen(once) == 'AB-' and once.votes.tolist() == [3, 3, 3]
     assert kept(once, 5) == [[0, 0, 0, 1, 1], [0, 1, 0, 1, 0], [0] * 5]
     assert once.found.tolist() == everyone.found.tolist()
-    split = vote(*texts, part=MajorityVote(LETTERS, distinct=True, ties='split'))
+    split = vote(*texts, part=MajorityVote(LETTERS, copies='once', distinct=True, ties='split'))
     third = np.float32(1 / 3)
     assert kept(split, 5)[2] == [third, third, 0, 0, third] and chosen(split) == 'ABA'
     # The share of all paths leaves repetitions out, too.
-    assert vote('bbbb-', part=MajorityVote(LETTERS, distinct=True, share_of='all')).share.tolist() == [0.5]
+    assert vote('bbbb-', part=MajorityVote(LETTERS, copies='once', distinct=True, share_of='all')).share.tolist() == [0.5]
+
+
+def test_the_root_of_equal_completions():
+    # Four times the same path for B (2 votes), two different paths for A and one C (not read: no vote).
+    one = vote('bbbbAa-', part=MajorityVote(LETTERS, copies='root'))
+    assert chosen(one) == '-' and one.votes.tolist() == [4] and one.share.tolist() == [0.5]  # 2 : 2 is a tie
+    two = vote('bbbAa-', part=MajorityVote(LETTERS, copies='root', min_share=0.53))
+    assert chosen(two) == 'A' and kept(two, 6) == [[0, 0, 0, 1, 1, 0]]
+    np.testing.assert_allclose(two.share, 2 / (2 + 3**0.5), rtol=1e-4)
+    # All copies may be kept; they vote together.
+    assert kept(vote('bbbb', part=MajorityVote(LETTERS, copies='root', min_votes=2)), 4) == [[1, 1, 1, 1]]
+    assert kept(vote('bbbb', part=MajorityVote(LETTERS, copies='root', min_votes=3)), 4) == [[0, 0, 0, 0]]
 
 
 def test_completions_that_differ_behind_the_mask_are_equal():
     samples = letters('bb')
     tokens = np.where(samples.mask, samples.tokens, np.arange(2)[:, None])
-    part = MajorityVote(LETTERS, distinct=True)
+    part = MajorityVote(LETTERS, copies='once', distinct=True)
     assert judge(part, questions_of([None]), dataclasses.replace(samples, tokens=tokens)).keep.tolist() == [1, 0]
     last = samples.mask.sum(axis=1, keepdims=True) - 1
     shorter = dataclasses.replace(samples, mask=samples.mask & (np.arange(32) < last + np.array([[1], [0]])))
@@ -173,7 +185,8 @@ def random_batch(seed: int, count: int = 40, paths: int = 7) -> tuple[Questions,
 
 def by_counter(part: MajorityVote, answers: list[bytes], words: list[bytes]) -> tuple[bytes, float, int, list[float]]:
     """(chosen, share, votes, weights without the cap) of one question."""
-    first = [words.index(word) == place or not part.distinct for place, word in enumerate(words)]
+    first = [words.index(word) == place or part.copies != 'once' for place, word in enumerate(words)]
+    assert part.distinct == (part.copies == 'once')
     votes = [answer for answer, counts in zip(answers, first, strict=True) if answer and counts]
     if not votes:
         return b'', 0.0, 0, [0.0] * len(answers)
@@ -196,8 +209,8 @@ def by_counter(part: MajorityVote, answers: list[bytes], words: list[bytes]) -> 
     [
         VOTE,
         MajorityVote(LETTERS, ties='split', min_share=0.45, max_kept=2),
-        MajorityVote(LETTERS, distinct=True, min_votes=4, share_of='all', min_share=0.3, max_kept=1),
-        MajorityVote(LETTERS, distinct=True, ties='split'),
+        MajorityVote(LETTERS, copies='once', distinct=True, min_votes=4, share_of='all', min_share=0.3, max_kept=1),
+        MajorityVote(LETTERS, copies='once', distinct=True, ties='split'),
     ],
     ids=['plain', 'split', 'distinct', 'distinct split'],
 )
@@ -295,7 +308,7 @@ def test_eight_devices_say_what_one_says():
 
 
 def test_memory_of_long_completions():
-    part = MajorityVote(LETTERS, distinct=True, max_kept=4)
+    part = MajorityVote(LETTERS, copies='once', distinct=True, max_kept=4)
     samples = samples_of(['x'] * 1600, room=512)
     compiled = jax.jit(lambda q, s, k: part(None, q, s, k)).lower(questions_of([None] * 40), samples, jax.random.key(0))
     assert compiled.compile().memory_analysis().temp_size_in_bytes < 20e6  # [Q, N, N, C] would be 32 million elements

@@ -1,0 +1,106 @@
+"""Layers and attention against their definitions in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5x_selfimprove.models import attention, layers
+from t5x_selfimprove.models.attention import Segment
+from tests.models.tiny import close
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def softmax_attention(query, key, value, allowed):
+    """[T, H, h] queries against [U, K, h] keys and values, by the formula."""
+    query, key, value = (np.asarray(each) for each in (query, key, value))
+    heads, groups = query.shape[1], query.shape[1] // key.shape[1]
+    out = np.zeros_like(query)
+    for head in range(heads):
+        scores = query[:, head] @ key[:, head // groups].T / np.sqrt(query.shape[-1])
+        scores = np.where(allowed, scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        out[:, head] = weights / weights.sum(-1, keepdims=True) @ value[:, head // groups]
+    return out
+
+
+def test_attention_by_the_formula():
+    query, key, value = normal(2, 5, 4, 6), normal(2, 5, 2, 6, seed=1), normal(2, 5, 2, 6, seed=2)
+    allowed = jnp.broadcast_to(jnp.tril(jnp.ones((5, 5), bool)), (2, 5, 5))
+    got = jax.jit(lambda query: attention.merge([attention.attend(attention.grouped(query, 2), key, value, allowed)]))(query)
+    for row in range(2):
+        close(got[row], softmax_attention(query[row], key[row], value[row], allowed[row]))
+
+
+def test_segments_merge_to_attention_over_all_of_them():
+    # 6 rows of 2 queries; a segment shared by all, one by 3 rows each, one of each row.
+    query = normal(6, 2, 4, 6)
+    grouped = attention.grouped(query, 2)
+    sizes, lengths = (1, 2, 6), ([3], [4, 1], [2, 2, 1, 2, 2, 2])
+    segments, parts = [], []
+    for number, (rows, length) in enumerate(zip(sizes, lengths, strict=True)):
+        key, value = normal(rows, 4, 2, 6, seed=10 + number), normal(rows, 4, 2, 6, seed=20 + number)
+        parts.append((key, value, length))
+        segments.append(
+            Segment(jnp.moveaxis(key, 1, 3), jnp.moveaxis(value, 1, 2), jnp.array(length, jnp.int32))
+        )
+    together = lambda *context: attention.merge([attention.attend_segment(grouped, each) for each in context])  # noqa: E731
+    got = jax.jit(together)(*segments)
+    for row in range(6):
+        mine = [(key[i][: n[i]], value[i][: n[i]]) for key, value, n in parts for i in [row * len(n) // 6]]
+        key, value = (np.concatenate(each) for each in zip(*mine, strict=True))
+        close(got[row], softmax_attention(query[row], key, value, True))
+
+
+def test_an_empty_segment_adds_nothing():
+    query, key, value = normal(2, 2, 2, 1, 6), normal(2, 2, 6, 3, seed=1), normal(2, 2, 3, 6, seed=2)
+    full = Segment(key, value, jnp.array([3, 3], jnp.int32))
+    empty = Segment(1e3 * key, 1e3 * value, jnp.array([0, 0], jnp.int32))
+    seen = jax.jit(lambda *context: attention.merge([attention.attend_segment(query, each) for each in context]))
+    close(seen(full, empty), seen(full))
+
+
+def test_root_mean_square_norm_by_the_formula():
+    norm = layers.RMSNorm(6, 1e-3)
+    norm.scale[...] = jnp.arange(6.0)
+    x = 10 * normal(3, 6)
+    close(norm(x), x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-3) * np.arange(6))
+    assert norm(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_gated_feed_forward_by_the_formula():
+    layer, x = layers.GatedFeedForward(4, 6, jax.random.key(0)), normal(3, 4)
+    gate, up, down = (np.asarray(weight[...]) for weight in (layer.gate, layer.up, layer.down))
+    gated = np.asarray(x) @ gate
+    close(layer(x), (gated / (1 + np.exp(-gated)) * (x @ up)) @ down)
+
+
+def test_rotation_makes_products_depend_on_distance_alone():
+    query, key = normal(1, 1, 1, 8), normal(1, 1, 1, 8, seed=1)
+
+    def product(at, other):
+        turned = [layers.rotate(x, jnp.array([[place]]), 100.0) for x, place in ((query, at), (key, other))]
+        return float((turned[0] * turned[1]).sum())
+
+    assert product(3, 1) == pytest.approx(product(12, 10), abs=1e-5)
+    assert abs(product(3, 1) - product(3, 2)) > 1e-3
+    close(layers.rotate(query, jnp.array([[0]]), 100.0), query)
+    angle = layers.rotate(jnp.eye(8)[None, None, :1], jnp.array([[1]]), 100.0)[0, 0, 0]  # the first pair, wavelength 2 pi
+    close(angle, np.array([np.cos(1), 0, 0, 0, np.sin(1), 0, 0, 0]))
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean():
+    x = jnp.ones(20_000)
+    dropped = np.asarray(layers.dropout(x, 0.25, jax.random.key(0)))
+    assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert (dropped == 0).mean() == pytest.approx(0.25, abs=0.02)
+    assert layers.dropout(x, 0.25, None) is x
+
+
+def test_initial_weights_have_the_variance_of_their_inputs():
+    weights = np.asarray(layers.normal(jax.random.key(0), (100, 400), 100))
+    assert np.abs(weights).max() == pytest.approx(0.2, rel=0.01)
+    assert weights.std() == pytest.approx(0.88 * 0.1, rel=0.02)  # the tails beyond two standard deviations are cut off

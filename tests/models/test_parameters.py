@@ -1,0 +1,114 @@
+"""Names, logical axes and shardings of every parameter."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from t5x_selfimprove import partitioning
+from t5x_selfimprove.models import parameters
+from t5x_selfimprove.partitioning import LEARNING, SAMPLING, Axes, MeshShape
+from tests.models.tiny import CONFIG, VOCABULARY, model
+
+
+def named(tiny):
+    """Path to (shape, logical axes) of every parameter."""
+    paths = jax.tree_util.tree_flatten_with_path(tiny)[0]
+    axes = parameters.logical_axes(tiny)
+    return {jax.tree_util.keystr(path): (leaf.shape, of) for (path, leaf), of in zip(paths, axes, strict=True)}
+
+
+def test_names_shapes_and_axes():
+    table = {name.replace('.', ''): entry for name, entry in named(model(tied=False)).items()}
+    axes = {entry[0]: entry[1].names for entry in table.values()}
+    assert len(table) == 12
+    sizes = {
+        'vocabulary': 40, 'model': 16, 'layers': 2, 'heads': 4, 'kv_heads': 2, 'head': 4, 'feed_forward': 24, 'norm': 16,
+    }  # fmt: skip
+    for shape, names in axes.items():
+        assert shape == tuple(sizes[name] for name in names)
+    assert sum('attention' in name for name in table) == 5
+
+
+@pytest.mark.parametrize('rules', [LEARNING, SAMPLING], ids=['learning', 'sampling'])
+def test_every_axis_of_every_parameter_has_a_rule(rules):
+    for name, (shape, axes) in named(model(tied=False)).items():
+        assert len(axes.names) == len(shape), name
+        partitioning.spec_of(axes, rules)
+
+
+def test_optimizer_statistics_carry_the_axes_of_their_parameters():
+    tiny = model()
+    moments = jax.eval_shape(optax.adam(1e-3).init, tiny)
+    names = parameters.logical_axes(tiny)
+    assert parameters.logical_axes(moments) == [None, *names, *names]  # the count, first and second moments
+
+
+def test_parameters_are_counted():
+    embedding, block = VOCABULARY * 16, 16 * (4 + 2 + 2) * 4 + 4 * 4 * 16 + 3 * 16 * 24 + 2 * 16
+    assert parameters.count(model()) == embedding + 2 * block + 16
+
+
+@pytest.mark.parametrize('sizes', [(1, 8, 1), (2, 1, 4)], ids=str)
+def test_parameters_are_created_split_as_the_rules_say(sizes):
+    mesh = MeshShape(*sizes).build()
+    config = dataclasses.replace(CONFIG, kv_heads=4)
+    create = lambda: config.create(VOCABULARY, jax.random.key(0))  # noqa: E731
+    shardings = parameters.shardings(jax.eval_shape(create), mesh, LEARNING)
+    tiny = jax.jit(create, out_shardings=shardings)()
+    parts = mesh.shape['fsdp'] * mesh.shape['tensor']
+    for weights in (tiny.embedding, tiny.blocks.attention.query, tiny.blocks.feed_forward.down):
+        shard = weights[...].addressable_shards[0].data
+        assert shard.size * parts == weights[...].size
+    assert tiny.final_norm.scale[...].sharding.is_fully_replicated
+    whole = 4 * parameters.count(tiny)
+    assert whole / parts <= partitioning.bytes_per_device(tiny) < whole / parts + 4 * 16 * 6
+
+def test_sampling_gathers_over_fsdp_and_stays_split_over_tensor():
+    mesh = MeshShape(2, 2, 2).build()
+    tiny = model()
+    tiny = jax.device_put(tiny, parameters.shardings(tiny, mesh, LEARNING))
+    with partitioning.use(mesh):
+        gathered = jax.jit(lambda tiny: parameters.constrain(tiny, SAMPLING))(tiny)
+        back = jax.jit(lambda tiny: parameters.constrain(tiny, LEARNING))(gathered)
+    gate = lambda tiny: tiny.blocks.feed_forward.gate[...].addressable_shards[0].data.shape  # noqa: E731
+    assert (gate(tiny), gate(gathered), gate(back)) == ((2, 8, 12), (2, 16, 12), (2, 8, 12))
+    same = lambda left, right: left.sharding.is_equivalent_to(right.sharding, left.ndim)  # noqa: E731
+    assert all(jax.tree.leaves(jax.tree.map(same, tiny, back)))
+
+
+def test_without_a_mesh_nothing_is_constrained():
+    tiny = model()
+    assert jax.tree.leaves(parameters.constrain(tiny, SAMPLING))[0] is jax.tree.leaves(tiny)[0]
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'fields', 'said'),
+    [
+        ((2, 1, 4), {}, r"blocks.*attention.*'kv_heads' of size 2 cannot be split into 4 .*\('tensor',\)"),
+        ((1, 8, 1), {'width': 20}, r"blocks.*'model' of size 20 cannot be split into 8 .*\('fsdp',\)"),
+        ((1, 1, 8), {'kv_heads': 4}, r"attention.*heads' of size 4 cannot be split into 8"),
+    ],
+)
+def test_impossible_shardings_are_refused(sizes, fields, said):
+    mesh = MeshShape(*sizes).build()
+    with pytest.raises(ValueError, match=said):
+        parameters.shardings(model(**fields), mesh, LEARNING)
+
+
+def test_a_vocabulary_that_does_not_divide_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"embedding.*'vocabulary' of size 41 .* 2 equal parts.*whose tensor divides 41"):
+        parameters.shardings(model(vocabulary=41), MeshShape(4, 1, 2).build(), LEARNING)
+
+
+def test_stacking_names_the_layers():
+    names = {of.names[0] for name, (_, of) in named(model()).items() if 'blocks' in name}
+    assert names == {'layers'}
+    final = next(of for name, (_, of) in named(model()).items() if 'final_norm' in name)
+    assert final == Axes(('norm',))
+
+
+def test_arrays_without_names_have_no_axes():
+    assert parameters.logical_axes({'a': jnp.zeros(3)}) == [None]

@@ -1,0 +1,98 @@
+"""Meshes, rule tables and shardings; what is impossible is refused with the numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from t5x_selfimprove import partitioning
+from t5x_selfimprove.partitioning import LEARNING, MESH_AXES, SAMPLING, Axes, MeshShape
+
+
+def test_the_devices_of_a_mesh():
+    mesh = MeshShape(2, 1, 4).build()
+    assert dict(mesh.shape) == {'data': 2, 'fsdp': 1, 'tensor': 4}
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert [device.id for device in mesh.devices.ravel()] == list(range(8))
+    assert dict(MeshShape(1, 1, 1).build(jax.devices()[:1]).shape) == {'data': 1, 'fsdp': 1, 'tensor': 1}
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'shape'),
+    [((-1, 1, 1), (8, 1, 1)), ((-1, 2, 2), (2, 2, 2)), ((2, -1, 1), (2, 4, 1)), ((4, 2, -1), (4, 2, 1))],
+)
+def test_one_size_takes_what_is_left(sizes, shape):
+    assert tuple(MeshShape(*sizes).build().shape.values()) == shape
+
+
+@pytest.mark.parametrize('sizes', [(0, 1, 1), (-2, 1, 1), (-1, -1, 1)])
+def test_sizes_out_of_range_are_refused(sizes):
+    with pytest.raises(ValueError, match=r'mesh sizes must be positive, at most one of them -1.*got'):
+        MeshShape(*sizes)
+
+
+@pytest.mark.parametrize(('sizes', 'said'), [((3, 1, 1), '3 x 1 x 1 = 3'), ((-1, 3, 1), '2 x 3 x 1 = 6'), ((16, 1, 1), '= 16')])
+def test_a_mesh_that_does_not_fit_is_refused(sizes, said):
+    with pytest.raises(ValueError, match=rf'does not fit 8 devices: .*{said}'):
+        MeshShape(*sizes).build()
+
+
+def test_both_tables_know_the_same_names_and_only_mesh_axes():
+    assert set(LEARNING) == set(SAMPLING)
+    for table in (LEARNING, SAMPLING):
+        used = {axis for rule in table.values() for axis in ((rule,) if isinstance(rule, str) else rule or ())}
+        assert used <= set(MESH_AXES)
+    assert {name for name in LEARNING if LEARNING[name] != SAMPLING[name]} == {'model'}
+    assert SAMPLING['model'] is None
+
+
+def test_rules_give_specs():
+    assert partitioning.spec_of(Axes(('vocabulary', 'model')), LEARNING) == PartitionSpec('tensor', 'fsdp')
+    assert partitioning.spec_of(Axes(('vocabulary', 'model')), SAMPLING) == PartitionSpec('tensor', None)
+    assert partitioning.spec_of(Axes((None, 'batch')), LEARNING) == PartitionSpec(None, ('data', 'fsdp'))
+
+
+def test_unknown_and_doubled_axes_are_refused():
+    with pytest.raises(ValueError, match=r"no sharding rule for logical axis 'colour' of \('colour',\); rules: .*batch"):
+        partitioning.spec_of(Axes(('colour',)), LEARNING)
+    with pytest.raises(ValueError, match=r"\('heads', 'feed_forward'\) split mesh axis \['tensor'\] twice"):
+        partitioning.spec_of(Axes(('heads', 'feed_forward')), LEARNING)
+    with pytest.raises(ValueError, match=r"split mesh axis \['fsdp'\] twice"):
+        partitioning.spec_of(Axes(('batch', 'model')), LEARNING)
+
+
+def test_a_dimension_that_does_not_divide_is_refused():
+    mesh = MeshShape(2, 2, 2).build()
+    said = r"embedding: axis 'batch' of size 6 cannot be split into 4 equal parts over .*whose data x fsdp divides 6"
+    with pytest.raises(ValueError, match=said):
+        partitioning.sharding('embedding', (6,), Axes(('batch',)), mesh, LEARNING)
+
+
+def test_trees_of_shardings():
+    mesh = MeshShape(2, 2, 2).build()
+    tree = {'a': np.zeros((4, 6)), 'b': np.zeros(3), 'c': np.zeros(5)}
+    axes = {'a': Axes(('vocabulary', 'model')), 'b': None, 'c': Axes(('vocabulary', 'model'))}  # c: factored statistics
+    shardings = partitioning.tree_shardings(tree, axes, mesh, LEARNING)
+    specs = {name: sharding.spec for name, sharding in shardings.items()}
+    assert specs == {'a': PartitionSpec('tensor', 'fsdp'), 'b': PartitionSpec(), 'c': PartitionSpec()}
+
+
+def test_constrain_splits_the_leading_axes_under_a_mesh_alone():
+    tree = {'rows': jnp.zeros((8, 3)), 'flags': jnp.zeros(8, bool)}
+    assert partitioning.constrain(tree, 'batch') is tree
+    with partitioning.use(MeshShape(2, 2, 2).build()):
+        split = jax.jit(lambda tree: partitioning.constrain(tree, 'batch'))(tree)
+    assert split['rows'].sharding.spec == PartitionSpec(('data', 'fsdp'))
+    assert split['rows'].addressable_shards[0].data.shape == (2, 3)
+    assert split['flags'].addressable_shards[0].data.shape == (2,)
+
+
+def test_bytes_of_the_fullest_device():
+    mesh = MeshShape(2, 1, 4).build()
+    place = lambda array, *spec: jax.device_put(array, jax.NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
+    tree = [place(np.zeros((4, 8), np.float32), None, 'tensor'), place(np.zeros(3, np.float32))]
+    assert partitioning.bytes_per_device(tree) == 4 * 4 * 8 / 4 + 4 * 3
+    tree.append(jax.device_put(np.zeros(10, np.float32), jax.devices()[5]))
+    assert partitioning.bytes_per_device(tree) == 4 * 4 * 8 / 4 + 4 * 3 + 40
+    assert partitioning.bytes_per_device([]) == 0
