@@ -51,7 +51,7 @@ new_enough() {
 
 # find_python: prints the first usable Python. It must be new enough and able to make virtual environments.
 find_python() {
-  local candidates=(python3.13 python3.12 python3.11 python3 python) candidate version seen='' without_venv=''
+  local candidates=(python3 python3.13 python3.12 python3.11 python) candidate version seen='' without_venv=''
   if [ -n "${T5X_SELFIMPROVE_PYTHON:-}" ]; then
     candidates=("$T5X_SELFIMPROVE_PYTHON")
   fi

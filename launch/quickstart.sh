@@ -18,7 +18,7 @@ run goes on where it was, a finished one only shows its result.
 
 Environment:
   T5X_SELFIMPROVE_VENV      the virtual environment to make and use (default: .venv in the project)
-  T5X_SELFIMPROVE_PYTHON    the Python to make it with (default: the newest of 3.13, 3.12, 3.11 on the PATH)
+  T5X_SELFIMPROVE_PYTHON    the Python to make it with (default: python3 if it is new enough, else 3.13, 3.12, 3.11)
   JAX_PLATFORMS             cpu, cuda or tpu (default: the accelerator that is there, else cpu)
 TEXT
 }

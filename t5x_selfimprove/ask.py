@@ -127,7 +127,9 @@ class SampleRun:
 
     def __post_init__(self):
         if bool(self.ask) == bool(self.file):
-            raise ValueError(f'give questions either typed (ask) or as a file; got ask = {self.ask}, file = {self.file}')
+            raise ValueError(
+                f'give questions either typed (ask) or as a file; got ask = {self.ask}, file = {self.file}'
+            )
 
     def questions(self) -> list[str]:
         """The questions. Raises OSError where the file cannot be read, ValueError where it holds none."""

@@ -78,7 +78,11 @@ class Display:
             table.add_column(column, justify='left' if number == 0 else 'right', no_wrap=True)
         for row in rows:
             table.add_row(*row)
-        wide = Console(width=140, highlight=False, file=self.console.file) if not self.console.is_terminal else self.console
+        wide = (
+            Console(width=140, highlight=False, file=self.console.file)
+            if not self.console.is_terminal
+            else self.console
+        )
         wide.print(table)
 
     def facts(self, facts: Mapping[str, Any]) -> None:

@@ -65,7 +65,9 @@ class Round:
     verdict: Verdict
 
 
-def one_round(state: TrainState, questions: Questions, replay: Lessons | None, *, recipe: Recipe) -> tuple[TrainState, Round]:
+def one_round(
+    state: TrainState, questions: Questions, replay: Lessons | None, *, recipe: Recipe
+) -> tuple[TrainState, Round]:
     """One round of self-improvement.
 
     Args:
@@ -96,7 +98,9 @@ def one_round(state: TrainState, questions: Questions, replay: Lessons | None, *
     return state, Round(metrics.summed(counts) | learned, samples, verdict)
 
 
-def rounds(state: TrainState, questions: Questions, replay: Lessons | None, *, recipe: Recipe) -> tuple[TrainState, Round]:
+def rounds(
+    state: TrainState, questions: Questions, replay: Lessons | None, *, recipe: Recipe
+) -> tuple[TrainState, Round]:
     """Several rounds in one dispatch: questions [rounds, G, Q, ...]; each leaf of the result leads with the rounds."""
     return jax.lax.scan(lambda state, questions: one_round(state, questions, replay, recipe=recipe), state, questions)
 

@@ -38,7 +38,7 @@ SAMPLING: Rules = MappingProxyType({**LEARNING, 'model': None})
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """The logical axis names of one array; a leaf, so that a tree of them has the structure of the tree they describe."""
+    """The logical axis names of one array; a leaf, so that a tree of them looks like the tree they describe."""
 
     names: tuple[str | None, ...]
 
@@ -104,7 +104,9 @@ def spec_of(axes: Axes, rules: Rules) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
-def sharding(name: str, shape: Sequence[int], axes: Axes | None, mesh: jax.sharding.Mesh, rules: Rules) -> NamedSharding:
+def sharding(
+    name: str, shape: Sequence[int], axes: Axes | None, mesh: jax.sharding.Mesh, rules: Rules
+) -> NamedSharding:
     """The sharding of one array; arrays without names, or of other rank than their names (factored optimizer
     statistics), are replicated.
 

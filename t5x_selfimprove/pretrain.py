@@ -110,7 +110,9 @@ class Pretrain:
                 found = metrics.values(counted)
             seconds = time.perf_counter() - start
             if not np.isfinite(found['loss']):
-                raise FloatingPointError(f'the loss is {found["loss"]} after chunk {number + 1}; lower the learning rate')
+                raise FloatingPointError(
+                    f'the loss is {found["loss"]} after chunk {number + 1}; lower the learning rate'
+                )
             updates = (number + 1) * self.learner.steps
             session.writer.write(
                 'pretrain', step=updates, tokens=found['training_tokens'], seconds=seconds, skipped=skipped, **found

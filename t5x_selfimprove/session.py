@@ -49,7 +49,7 @@ class Place:
         """The devices of the platform that was asked for.
 
         Raises:
-          RuntimeError: they are not there (there is no silent fall-back to another platform), or jax was already at work
+          RuntimeError: they are not there (there is no silent fall-back to another platform), or jax was at work before
         with another number of CPU devices.
         """
         if self.cpu_devices is not None and jax.config.jax_num_cpu_devices != self.cpu_devices:
@@ -170,7 +170,9 @@ def check_writable(directory: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise OSError(f'cannot write to the run directory {directory}: {error.strerror}. Choose another one.') from error
+        raise OSError(
+            f'cannot write to the run directory {directory}: {error.strerror}. Choose another one.'
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

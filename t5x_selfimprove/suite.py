@@ -27,7 +27,9 @@ class Suite:
         self.name = feed.name
         self.items, batches, skipped = feed.take(0, vocabulary, evaluation.consolidator.answers, labels=True)
         if not batches.known.any():
-            raise ValueError(f'none of the {len(self.items)} evaluation questions has a label; evaluation needs answers')
+            raise ValueError(
+                f'none of the {len(self.items)} evaluation questions has a label; evaluation needs answers'
+            )
         if skipped:
             session.display.say(f'{skipped} evaluation questions are longer than {feed.room} tokens and are left out')
         self.ids = {item.id for item in self.items}
@@ -59,7 +61,7 @@ class Suite:
         session.display.say(
             f'{"before training" if number == 0 else f"after round {number}"}: greedy '
             f'{percent(found["greedy_accuracy"])} %, majority {percent(found["majority_accuracy"])} %, answered '
-            f'{percent(found["answered"]["value"])} %, calibration error {percent(found["calibration_error"]["value"])} %'
-            f' ({found["questions"]:,} questions, {seconds:.1f} s)'
+            f'{percent(found["answered"]["value"])} %, calibration error '
+            f'{percent(found["calibration_error"]["value"])} % ({found["questions"]:,} questions, {seconds:.1f} s)'
         )
         return found

@@ -78,6 +78,17 @@ def table(summary: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
         ]
         for row in summary['rounds']
     ]
-    title = f'{summary["name"]}, seed {summary["seed"]}: {summary["evaluation_questions"]:,} held-out questions, per cent [95 % interval]'
-    columns = ['round', 'greedy accuracy', 'majority accuracy', 'answered', 'calibration error', 'kept paths', 'seconds']
+    title = (
+        f'{summary["name"]}, seed {summary["seed"]}: {summary["evaluation_questions"]:,} held-out questions, '
+        'per cent [95 % interval]'
+    )
+    columns = [
+        'round',
+        'greedy accuracy',
+        'majority accuracy',
+        'answered',
+        'calibration error',
+        'kept paths',
+        'seconds',
+    ]
     return title, columns, rows

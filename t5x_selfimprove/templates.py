@@ -1,4 +1,4 @@
-"""Prompt templates: text with a {question} in it, compiled to token segments and rendered by one ragged concatenation."""
+"""Prompt templates: text with a {question} in it, compiled to token segments, rendered by one ragged concatenation."""
 
 import dataclasses
 import functools
@@ -27,7 +27,9 @@ class Template:
 
     def __post_init__(self):
         if self.text.count(SLOT) != 1:
-            raise ValueError(f'a template holds {SLOT} exactly once; this one {self.text.count(SLOT)} times: {self.text!r}')
+            raise ValueError(
+                f'a template holds {SLOT} exactly once; this one {self.text.count(SLOT)} times: {self.text!r}'
+            )
         _ = self.before, self.after
 
     @functools.cached_property
@@ -51,7 +53,10 @@ class Template:
         if room == 0:
             raise ValueError('a prompt needs at least one token after the shared prefix')
         tokens, length = concatenate(
-            [questions.tokens, jnp.broadcast_to(jnp.array(self.after, jnp.int32), (*questions.length.shape, len(self.after)))],
+            [
+                questions.tokens,
+                jnp.broadcast_to(jnp.array(self.after, jnp.int32), (*questions.length.shape, len(self.after))),
+            ],
             [questions.length, jnp.full_like(questions.length, len(self.after))],
             room,
             self.vocabulary.pad_id,

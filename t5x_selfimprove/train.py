@@ -52,7 +52,8 @@ class Improve:
     def __post_init__(self):
         if self.rounds < 1 or self.rounds_per_dispatch < 1 or self.rounds % self.rounds_per_dispatch:
             raise ValueError(
-                f'rounds = {self.rounds} must be a positive multiple of rounds_per_dispatch = {self.rounds_per_dispatch}'
+                f'rounds = {self.rounds} must be a positive multiple of '
+                f'rounds_per_dispatch = {self.rounds_per_dispatch}'
             )
         wants_replay = self.recipe.learner.replay_share > 0
         if wants_replay != (self.replay is not None):
@@ -138,9 +139,7 @@ class _Run:
             return None
         template = settings.recipe.lesson_prompt or settings.recipe.prompt
         items = settings.replay.take(0, settings.replay.size)
-        examples, _ = encode_examples(
-            items, settings.vocabulary, template.before, template.after, settings.replay_room
-        )
+        examples, _ = encode_examples(items, settings.vocabulary, template.before, template.after, settings.replay_room)
         pack = jax.jit(settings.recipe.learner.packing)
         lessons, _ = pack(self.session.replicate(examples), jax.random.key(settings.place.seed))
         return lessons
@@ -173,7 +172,10 @@ class _Run:
         seconds = time.perf_counter() - start
         memory = compiled.memory_analysis()
         session.writer.write(
-            'compile', seconds=seconds, temporary_bytes=memory.temp_size_in_bytes, aliased_bytes=memory.alias_size_in_bytes
+            'compile',
+            seconds=seconds,
+            temporary_bytes=memory.temp_size_in_bytes,
+            aliased_bytes=memory.alias_size_in_bytes,
         )
         session.display.say(
             f'compiled sampling, vote and training as one program in {seconds:.1f} s: '

@@ -276,6 +276,7 @@ class SentencePieceVocabulary(_Spelled):
         return None if self._processor.bos_id() < 0 else self._processor.bos_id()
 
     def encode(self, text: str) -> list[int]:
+        """Token ids of a text; the sign that SentencePiece writes for a space is spelled as itself."""
         encode = self._processor.encode
         if METASPACE not in text or self._adds_space or not self._metaspace_ids:
             return encode(text, out_type=int)
@@ -286,6 +287,7 @@ class SentencePieceVocabulary(_Spelled):
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Text of the tokens, without the space that some models put before a text."""
         text = super().decode(ids)
         return text[1:] if self._adds_space and text.startswith(' ') else text
 

@@ -38,7 +38,6 @@ BLOCKED = ('tensorflow', 'tensorflow_datasets', 'tensorflow_text', 'seqio', 'gin
 EXCEPTIONS = {
     'no_defaulted_getattr': {
         f'{PACKAGE}/records.py:check',  # words of an error about a value of any type
-        f'{PACKAGE}/config/checking.py:_is',  # whether a class is a Protocol has no public question in 3.11
     },
 }
 

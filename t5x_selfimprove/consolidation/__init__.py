@@ -51,8 +51,8 @@ weighted sum), and keeps the paths of the winner:
             answer, found = paths.answer.reshape(-1, self.answers.room), paths.found.reshape(-1)
             return Verdict(answer, found, reward.reshape(-1), keep, chosen, share, votes)
 
-To reach it from gin, add a line to the table of parts in `config/table.py`; `tests/consolidation` shows what to test, and runs
-this example.
+To reach it from gin, add a line to the table of parts in `config/table.py`; `tests/consolidation` shows what to test,
+and runs this example.
 """
 
 from typing import Any, Protocol, runtime_checkable

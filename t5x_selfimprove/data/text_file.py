@@ -46,6 +46,7 @@ class TextFile:
 
     @property
     def size(self) -> int:
+        """Number of items in use."""
         start, stop = self._window()
         return stop - start
 

@@ -1,8 +1,8 @@
 """Lessons: kept samples as packed, static training rows, built on device.
 
-    examples   prompt and completion of one sample                 [E, T']
-    packing    which row and offset each example gets              next-fit over a shuffled order
-    rows       tokens, targets, loss weights, segments, positions  [R, T]
+examples   prompt and completion of one sample                 [E, T']
+packing    which row and offset each example gets              next-fit over a shuffled order
+rows       tokens, targets, loss weights, segments, positions  [R, T]
 """
 
 import dataclasses

@@ -6,12 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from t5x_selfimprove import metrics as metrics_lib
-from t5x_selfimprove.learning import lessons as lessons_lib
+
 from t5x_selfimprove.learning import losses
-from t5x_selfimprove.learning.lessons import Packing
+from t5x_selfimprove.learning.lessons import Packing, epoch_orders, minibatch
 from t5x_selfimprove.learning.optimizers import AdamW, Optimizer
-from t5x_selfimprove.metrics import Mean, Metrics, Sum
+from t5x_selfimprove.metrics import Mean, Metrics, Sum, summed
 from t5x_selfimprove.records import Examples, Lessons, TrainState
 
 EPOCH_ORDERS = 8  # distinct shuffles of the rows before they repeat
@@ -97,18 +96,18 @@ class Supervised:
         """`steps` updates over minibatches of shuffled lessons and replay."""
         order_key, replay_key, dropout_key = jax.random.split(key, 3)
         fresh = self.batch_rows if replay is None else self.batch_rows - self.replay_rows
-        sources = [(lessons, fresh, lessons_lib.epoch_orders(lessons, EPOCH_ORDERS, order_key))]
+        sources = [(lessons, fresh, epoch_orders(lessons, EPOCH_ORDERS, order_key))]
         if replay is not None:
-            sources.append((replay, self.replay_rows, lessons_lib.epoch_orders(replay, EPOCH_ORDERS, replay_key)))
+            sources.append((replay, self.replay_rows, epoch_orders(replay, EPOCH_ORDERS, replay_key)))
         sources = [source for source in sources if source[1]]
 
         def update(state, number):
-            parts = [lessons_lib.minibatch(rows, order, number * count, count) for rows, count, order in sources]
+            parts = [minibatch(rows, order, number * count, count) for rows, count, order in sources]
             batch = jax.tree.map(lambda *x: jnp.concatenate(x) if x[0].ndim else x[0], *parts)
             return self.update(state, batch, jax.random.fold_in(dropout_key, number))
 
         state, metrics = jax.lax.scan(update, state, jnp.arange(steps))
-        return state, metrics_lib.summed(metrics)
+        return state, summed(metrics)
 
     def update(self, state: TrainState, batch: Lessons, key: jax.Array) -> tuple[TrainState, Metrics]:
         """One optimizer update on one batch; the batch's loss is the mean over its weighted tokens."""

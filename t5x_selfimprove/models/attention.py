@@ -39,9 +39,7 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_size: int, theta: float, key: jax.Array):
         query, keys, value, out = jax.random.split(key, 4)
-        self.query = layers.parameter(
-            layers.normal(query, (width, heads, head_size), width), 'model', 'heads', 'head'
-        )
+        self.query = layers.parameter(layers.normal(query, (width, heads, head_size), width), 'model', 'heads', 'head')
         self.key = layers.parameter(
             layers.normal(keys, (width, kv_heads, head_size), width), 'model', 'kv_heads', 'head'
         )
@@ -77,7 +75,9 @@ def grouped(query: Float[Array, 'B T H h'], kv_heads: int) -> Float[Array, 'B K 
     return jnp.moveaxis(scaled, 1, 3)
 
 
-def _weigh(scores: Float32[Array, '*rows U'], visible: Bool[Array, '*rows U']) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _weigh(
+    scores: Float32[Array, '*rows U'], visible: Bool[Array, '*rows U']
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Masked exponentials of the scores, their largest score and their sum."""
     scores = jnp.where(visible, scores, MASKED)
     peak = jnp.max(scores, axis=-1)

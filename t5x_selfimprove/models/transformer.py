@@ -46,7 +46,16 @@ class TransformerConfig:
     vocabulary_chunk: int = 8192  # rows of the output embedding per visit in log_probs
 
     def __post_init__(self):
-        for field in ('width', 'layers', 'heads', 'kv_heads', 'head_size', 'feed_forward', 'unroll', 'vocabulary_chunk'):
+        for field in (
+            'width',
+            'layers',
+            'heads',
+            'kv_heads',
+            'head_size',
+            'feed_forward',
+            'unroll',
+            'vocabulary_chunk',
+        ):
             if getattr(self, field) < 1:
                 raise ValueError(f'{field} must be at least 1; it is {getattr(self, field)}')
         if self.heads % self.kv_heads:

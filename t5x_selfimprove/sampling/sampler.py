@@ -33,10 +33,10 @@ class LanguageModel(Protocol):
 class SamplingState:
     """What the loop carries.
 
-        index          v
-        tokens    7 + 4 _ _ _      drawn so far, padding after
-        mask      1 1 1 0 0 0
-        alive     still drawing (False once end-of-text was drawn)
+    index          v
+    tokens    7 + 4 _ _ _      drawn so far, padding after
+    mask      1 1 1 0 0 0
+    alive     still drawing (False once end-of-text was drawn)
     """
 
     index: Int32[Array, '']  # column to draw next
