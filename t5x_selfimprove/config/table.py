@@ -11,6 +11,7 @@ from typing import Any
 from t5x_selfimprove.ask import Evaluate, SampleRun
 from t5x_selfimprove.consolidation import AnswerFormat, GoldAnswer, MajorityVote, Unvoted
 from t5x_selfimprove.data import possessions
+from t5x_selfimprove.data.curriculum import Curriculum
 from t5x_selfimprove.data.json_lines import JsonLines
 from t5x_selfimprove.data.possessions import Possessions
 from t5x_selfimprove.data.seqio_tasks import SeqioTask
@@ -21,6 +22,7 @@ from t5x_selfimprove.improve import Recipe
 from t5x_selfimprove.learning.lessons import Packing
 from t5x_selfimprove.learning.optimizers import Adafactor, AdamW, Schedule
 from t5x_selfimprove.learning.supervised import Supervised
+from t5x_selfimprove.make_vocabulary import MakeVocabulary
 from t5x_selfimprove.models.transformer import TransformerConfig
 from t5x_selfimprove.partitioning import MeshShape
 from t5x_selfimprove.pretrain import Pretrain
@@ -38,6 +40,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'consolidation.GoldAnswer': GoldAnswer,
     'consolidation.MajorityVote': MajorityVote,
     'consolidation.Unvoted': Unvoted,
+    'data.Curriculum': Curriculum,
     'data.JsonLines': JsonLines,
     'data.Possessions': Possessions,
     'data.SeqioTask': SeqioTask,
@@ -50,6 +53,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'learning.Packing': Packing,
     'learning.Schedule': Schedule,
     'learning.Supervised': Supervised,
+    'make_vocabulary.MakeVocabulary': MakeVocabulary,
     'models.TransformerConfig': TransformerConfig,
     'partitioning.MeshShape': MeshShape,
     'pretrain.Pretrain': Pretrain,
@@ -66,6 +70,7 @@ TABLE: dict[str, Callable[..., Any]] = {
 }
 
 ROOTS = {
+    'vocabulary': 'make_vocabulary.MakeVocabulary',
     'pretrain': 'pretrain.Pretrain',
     'improve': 'train.Improve',
     'evaluate': 'ask.Evaluate',

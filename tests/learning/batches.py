@@ -1,10 +1,14 @@
-"""Examples and lessons written out, for tests of learning."""
+"""Examples and lessons written out, and a model that compiles at once, for tests of learning."""
+
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from t5x_selfimprove.learning.lessons import Packing
+from t5x_selfimprove.models import layers
 from t5x_selfimprove.records import Examples, Lessons
 
 
@@ -39,10 +43,40 @@ def packed(examples: Examples, row_length: int, rows: int | None = None, seed: i
 
 def unpacked(lessons: Lessons) -> list[tuple[list[int], list[float]]]:
     """(tokens, loss weights) of every example in the rows, found by their segments, sorted."""
-    found = []
-    for row in range(lessons.tokens.shape[0]):
-        for segment in range(1, int(lessons.segment[row].max()) + 1):
-            here = np.asarray(lessons.segment[row]) == segment
-            assert here.any(), f'row {row} has no segment {segment}'
-            found.append((np.asarray(lessons.tokens)[row, here].tolist(), np.asarray(lessons.loss_weight)[row, here].tolist()))
+    rows, found = jax.tree.map(np.asarray, lessons), []
+    for tokens, weights, segments in zip(rows.tokens, rows.loss_weight, rows.segment, strict=True):
+        for segment in range(1, segments.max() + 1):
+            here = segments == segment
+            assert here.any(), f'no segment {segment} in {segments}'
+            found.append((tokens[here].tolist(), weights[here].tolist()))
     return sorted(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class BigramConfig:
+    """What the learner reads of a model's settings."""
+
+    dropout: float = 0.0
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['embedding', 'head'], meta_fields=['config'])
+@dataclasses.dataclass(frozen=True)
+class Bigram:
+    """The next token from the token alone."""
+
+    embedding: jax.Array
+    head: jax.Array
+    config: BigramConfig
+
+    def forward(self, tokens, position, segment, dropout_key=None):
+        return layers.dropout(self.embedding[tokens], self.config.dropout, dropout_key)
+
+    def log_probs(self, hidden, targets):
+        scores = jax.nn.log_softmax(hidden @ self.head.T)
+        return jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
+
+
+def bigram(seed: int = 0, dropout: float = 0.0, vocabulary: int = 40) -> Bigram:
+    """A random bigram model."""
+    draws = np.random.default_rng(seed).normal(size=(2, vocabulary, 8))
+    return Bigram(*jnp.asarray(draws / 2, jnp.float32), BigramConfig(dropout))

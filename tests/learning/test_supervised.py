@@ -1,6 +1,7 @@
 """The supervised learner: its updates, what it mixes, where it starts, what it counts."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from t5x_selfimprove.improve import new_state
 from t5x_selfimprove.learning.lessons import Packing
 from t5x_selfimprove.learning.optimizers import Adafactor, AdamW, Schedule
 from t5x_selfimprove.learning.supervised import Supervised
-from tests.learning.batches import examples_of, packed, random_examples
+from tests.learning.batches import bigram, examples_of, packed, random_examples
 from tests.models.tiny import largest_difference, model
 
 ROOM = 8
@@ -21,10 +22,20 @@ LEARNER = Supervised(Packing(ROOM), STEADY, steps=3, batch_rows=8, replay_share=
 EXAMPLES = random_examples(20, ROOM)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def one_round(learner, state, examples, replay, seed):
+    return learner(state, examples, replay, jax.random.key(seed))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def one_update(learner, state, rows, seed):
+    return learner.update(state, rows, jax.random.key(seed))
+
+
 def learn(learner, examples=EXAMPLES, replay=None, seed=0, tiny=None, state=None):
     """(state before, state after, metrics as numbers) of one round."""
-    state = state or new_state(model() if tiny is None else tiny, learner, 0, keep_base=learner.start_from == 'base')
-    after, counted = jax.jit(learner)(state, examples, replay, jax.random.key(seed))
+    state = state or new_state(bigram() if tiny is None else tiny, learner, 0, keep_base=learner.start_from == 'base')
+    after, counted = one_round(learner, state, examples, replay, seed)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     return state, after, metrics.values(counted)
 
@@ -36,11 +47,12 @@ def replay_of(*rows):
 @pytest.mark.parametrize('optimizer', [STEADY, Adafactor(Schedule(peak=1e-2, warmup=0))], ids=['adamw', 'adafactor'])
 def test_training_lowers_the_loss(optimizer):
     learner = dataclasses.replace(LEARNER, optimizer=optimizer, steps=40)
-    before, after, _ = learn(learner)
-    again = dataclasses.replace(learner, steps=1)
-    first, last = (learn(again, state=state)[2]['loss'] for state in (before, after))
-    assert last < first - 1
-    assert int(after.step) == 40
+    state, losses = None, []
+    for _ in range(3):
+        _, state, got = learn(learner, tiny=model(vocabulary_chunk=64), state=state)
+        losses.append(got['loss'])
+    assert losses[2] < losses[1] - 0.3 < losses[0] - 0.6
+    assert int(state.step) == 120
 
 
 def test_optimizers_differ():
@@ -48,15 +60,13 @@ def test_optimizers_differ():
     assert largest_difference(learn(LEARNER)[1].model, learn(other)[1].model) > 1e-4
 
 
-@pytest.mark.parametrize('parts', [2, 8])
-def test_accumulation_equals_the_whole_batch(parts):
-    update = lambda learner: jax.jit(learner.update)(state, rows, jax.random.key(0))  # noqa: E731
+def test_accumulation_equals_the_whole_batch(parts=4):
     smooth = AdamW(STEADY.schedule, epsilon=1e-2)  # so that rounding is not blown up where gradients are tiny
     whole = dataclasses.replace(LEARNER, optimizer=smooth)
     rows = jax.tree.map(lambda x: x[:8] if x.ndim else x, packed(EXAMPLES, ROOM))  # of different numbers of tokens
-    state = new_state(model(), whole, 0, keep_base=False)
-    wanted, counted = update(whole)
-    got, also = update(dataclasses.replace(whole, accumulate=parts))
+    state = new_state(bigram(), whole, 0, keep_base=False)
+    wanted, counted = one_update(whole, state, rows, 0)
+    got, also = one_update(dataclasses.replace(whole, accumulate=parts), state, rows, 0)
     assert largest_difference(got.model, wanted.model) < 1e-6
     assert largest_difference(counted, also) < 1e-3  # sums of some 40 tokens
     assert largest_difference(wanted.model, state.model) > 1e-3
@@ -74,13 +84,13 @@ def test_metrics_are_sums_over_tokens():
     assert int(after.step) == 3
     frozen = dataclasses.replace(learner, optimizer=AdamW(Schedule(peak=1e-12, warmup=0), weight_decay=0.0))
     before, _, got = learn(frozen, examples)
-    logits = before.model.logits(before.model.forward(jnp.array([[5, 6, 7]]), jnp.array([[0, 1, 2]]), jnp.ones((1, 3), int)))
-    log_probs = jax.nn.log_softmax(logits)[0, [0, 1, 2], [6, 7, 8]]
+    hidden = before.model.forward(jnp.array([5, 6, 7]), None, None)
+    log_probs = before.model.log_probs(hidden, jnp.array([6, 7, 8]))
     assert got['loss'] == pytest.approx(-float(log_probs.mean()), rel=1e-5)
     assert got['gradient_norm'] > 0
 
 
-@pytest.mark.parametrize(('share', 'replayed'), [(0.25, 2), (0.5, 4), (1.0, 8)])
+@pytest.mark.parametrize(('share', 'replayed'), [(0.25, 2), (1.0, 8)])
 def test_a_batch_holds_its_share_of_replay(share, replayed):
     learner = dataclasses.replace(LEARNER, replay_share=share, steps=5)
     fresh = examples_of([(1, [5, 6])] * 20, room=ROOM)
@@ -95,7 +105,7 @@ def test_a_batch_holds_its_share_of_replay(share, replayed):
 
 def test_replay_moves_the_parameters():
     learner = dataclasses.replace(LEARNER, replay_share=0.5)
-    one, other = (learn(learner, replay=replay_of((1, [9, last]))) for last in (8, 7))
+    one, other = (learn(learner, replay=replay_of((1, [9, 8, last]))) for last in (8, 7))
     assert largest_difference(one[1].model, other[1].model) > 1e-3
 
 
@@ -128,13 +138,13 @@ def test_passes_are_counted_without_replay_rows_where_there_is_no_replay():
 
 def test_a_round_starts_from_the_base_where_asked():
     learner = dataclasses.replace(LEARNER, start_from='base')
-    base = model(seed=1)
-    state = dataclasses.replace(new_state(base, learner, 0, keep_base=True), model=model(seed=2))
+    base = bigram(seed=1)
+    state = dataclasses.replace(new_state(base, learner, 0, keep_base=True), model=bigram(seed=2))
     _, after, _ = learn(learner, state=state)
     _, wanted, _ = learn(LEARNER, tiny=base)
     assert largest_difference(after.model, wanted.model) == 0
     assert largest_difference(after.base, base) == 0
-    _, previous, _ = learn(LEARNER, tiny=model(seed=2))
+    _, previous, _ = learn(LEARNER, tiny=bigram(seed=2))
     assert largest_difference(previous.model, after.model) > 0.1
 
 
@@ -161,22 +171,18 @@ def test_a_schedule_spans_a_round_or_the_run():
 
 
 def test_dropout_is_used_and_seeded():
-    rows = jax.tree.map(lambda x: x[:8] if x.ndim else x, packed(EXAMPLES, ROOM))
+    rows = jax.tree.map(lambda x: x[:4] if x.ndim else x, packed(EXAMPLES, ROOM))
+    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]) if x.ndim else x, rows)
 
-    def loss(rate, seed, accumulate=1):
+    def loss(rate, seed, rows=rows, accumulate=1):
         learner = dataclasses.replace(LEARNER, accumulate=accumulate)
-        state = new_state(model(dropout=rate), learner, 0, keep_base=False)
-        return metrics.values(jax.jit(learner.update)(state, rows, jax.random.key(seed))[1])['loss']
+        state = new_state(bigram(dropout=rate), learner, 0, keep_base=False)
+        return metrics.values(one_update(learner, state, rows, seed)[1])['loss']
 
-    assert loss(0.0, 1) == loss(0.0, 2)
+    assert loss(0.0, 1) == loss(0.0, 2) == pytest.approx(loss(0.0, 1, twice, 2), rel=1e-5)
     assert loss(0.5, 1) == loss(0.5, 1) != loss(0.5, 2)
     assert loss(0.5, 1) != pytest.approx(loss(0.0, 1), abs=1e-3)
-    # Equal halves of a batch are dropped differently.
-    rows = jax.tree.map(lambda x: jnp.concatenate([x[:4], x[:4]]) if x.ndim else x, rows)
-    half = jax.tree.map(lambda x: x[:4] if x.ndim else x, rows)
-    whole = loss(0.5, 1, accumulate=2)
-    rows = half
-    assert whole != pytest.approx(loss(0.5, 1), abs=1e-4)
+    assert loss(0.5, 1) != pytest.approx(loss(0.5, 1, twice, 2), abs=1e-4)  # equal parts are dropped differently
 
 
 def test_the_order_of_rows_is_seeded():

@@ -1,0 +1,102 @@
+"""Timing of compiled programs side by side, and the table and file that a benchmark leaves."""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclasses.dataclass
+class Timed:
+    """What the repeats of one program took. CPU seconds count all threads: on a busy machine they vary less."""
+
+    name: str
+    compile_seconds: float
+    tokens: float = 0.0  # of one repeat
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    cpu_seconds: list[float] = dataclasses.field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON: all repeats, median and range; tokens a second by the median."""
+        middle = statistics.median(self.seconds)
+        return {
+            **dataclasses.asdict(self),
+            'median': middle,
+            'range': [min(self.seconds), max(self.seconds)],
+            'cpu_median': statistics.median(self.cpu_seconds),
+            'tokens_per_second': self.tokens / middle,
+        }
+
+    def row(self) -> list[str]:
+        """For the table of `show`."""
+        facts = self.facts()
+        low, high = facts['range']
+        rate = f'{facts["tokens_per_second"]:,.0f}' if self.tokens else '-'
+        tokens = f'{self.tokens:,.0f}' if self.tokens else '-'
+        middle, cpu = f'{facts["median"]:.3f}', f'{facts["cpu_median"]:.3f}'
+        return [self.name, middle, f'{low:.3f} .. {high:.3f}', cpu, tokens, rate, f'{self.compile_seconds:.1f}']
+
+
+COLUMNS = ('program', 'median s', 'range s', 'CPU s', 'tokens', 'tokens/s', 'compile s')
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled program with what it takes. Programs that consume their first argument get a copy each time."""
+
+    name: str
+    function: Callable
+    arguments: tuple
+    consumes: bool = False
+    tokens: Callable[[Any], float] = lambda result: 0.0  # in a result
+
+    def compile(self) -> Callable:
+        """The program, compiled for its arguments."""
+        return jax.jit(self.function, donate_argnums=0 if self.consumes else ()).lower(*self.arguments).compile()
+
+
+def measure(programs: Sequence[Program], repeats: int) -> list[Timed]:
+    """Compiles the programs, runs each once to warm up, then all of them in turn, `repeats` times."""
+    timed, compiled = [], []
+    for program in programs:
+        start = time.perf_counter()
+        compiled.append(program.compile())
+        timed.append(Timed(program.name, time.perf_counter() - start))
+    for repeat in range(repeats + 1):
+        for program, run, found in zip(programs, compiled, timed, strict=True):
+            arguments = program.arguments
+            if program.consumes:
+                arguments = (jax.block_until_ready(jax.tree.map(jax.numpy.copy, arguments[0])), *arguments[1:])
+            cpu, start = time.process_time(), time.perf_counter()
+            result = jax.block_until_ready(run(*arguments))
+            if repeat:
+                found.seconds.append(time.perf_counter() - start)
+                found.cpu_seconds.append(time.process_time() - cpu)
+            else:
+                found.tokens = program.tokens(result)
+    return timed
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table."""
+    table = Table(title=title, title_justify='left')
+    for number, column in enumerate(columns):
+        table.add_column(column, justify='right' if number else 'left', no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=140, highlight=False).print(table)
+
+
+def write(path: str, facts: dict[str, Any]) -> None:
+    """Writes the facts as JSON."""
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(path).write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
+    print(f'written: {path}')
+
