@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == 'report':
             return report(arguments.words)
         built = config.build(config.ROOTS[arguments.command], arguments.files, arguments.bindings)
-        for line in built.set_aside:
-            print(line)
+        if built.set_aside:
+            print(unused(built.set_aside))
         built.value.run(built.text)
     except config.ConfigError as error:
         print(error, file=sys.stderr)
@@ -45,6 +45,12 @@ def main(argv: list[str] | None = None) -> int:
         print('interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
         return 130
     return 0
+
+
+def unused(set_aside: tuple[str, ...]) -> str:
+    """One line for the bindings that this command does not read: parts that were replaced, or are of other commands."""
+    parts = sorted({line.split(': ', 1)[1].split(' =')[0].rpartition('.')[0] or line for line in set_aside})
+    return f'{len(set_aside)} bindings of the files are of parts that this run does not have: {", ".join(parts)}'
 
 
 def report(words: list[str]) -> int:

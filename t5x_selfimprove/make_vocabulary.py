@@ -114,7 +114,11 @@ class MakeVocabulary:
                     lengths[name].append(length)
         quantiles = (0.5, 0.9, 0.95, 0.98, 1.0)
         rows = [
-            [name, f'{np.mean(found):.0f}', *(f'{np.quantile(found, share, method="higher"):.0f}' for share in quantiles)]
+            [
+                name,
+                f'{np.mean(found):.0f}',
+                *(f'{np.quantile(found, share, method="higher"):.0f}' for share in quantiles),
+            ]
             for name, found in lengths.items()
         ]
         columns = ['tokens', 'mean', *(f'{100 * share:.0f} % within' for share in quantiles[:-1]), 'longest']

@@ -1,6 +1,6 @@
 """Where the time of a round goes: its phases, each compiled alone, beside the whole round as one program.
 
-    python -m tests.benchmarks.round_phases OUT.json [--repeats=5] [--gin_file=gin/runs/quickstart.gin] [--gin.NAME=value]
+    python -m tests.benchmarks.round_phases OUT.json [--repeats=5] [--gin_file=...] [--gin.NAME=value]
 
 Run it from the project's folder, on a machine that does nothing else; `taskset -c 0` shows one core. The phases are
 those of `improve.one_round` on the questions of the first round: sampling, consolidation, packing the kept paths,
@@ -16,17 +16,14 @@ from typing import Any
 
 import jax
 
+from t5x_selfimprove import config, improve, metrics
+from t5x_selfimprove.checkpoints import describe_model, read_model
+from t5x_selfimprove.data.items import encode_examples
+from t5x_selfimprove.learning import lessons
 from t5x_selfimprove.main import settle_environment
-
-settle_environment()
-
-from t5x_selfimprove import config, improve, metrics  # noqa: E402
-from t5x_selfimprove.checkpoints import describe_model, read_model  # noqa: E402
-from t5x_selfimprove.data.items import encode_examples  # noqa: E402
-from t5x_selfimprove.learning import lessons  # noqa: E402
-from t5x_selfimprove.session import Session, versions  # noqa: E402
-from t5x_selfimprove.train import Improve  # noqa: E402
-from tests.benchmarks.timing import COLUMNS, Program, Timed, measure, show, write  # noqa: E402
+from t5x_selfimprove.session import Session, versions
+from t5x_selfimprove.train import Improve
+from tests.benchmarks.timing import COLUMNS, Program, Timed, measure, show, write
 
 
 def sample(model: Any, questions: Any, key: jax.Array, *, recipe: improve.Recipe) -> Any:
@@ -108,6 +105,7 @@ def shares(timed: list[Timed]) -> list[list[str]]:
 
 def main() -> None:
     """Measures, prints the table, writes the file."""
+    settle_environment()  # XLA reads its flags when it is first asked for a device
     parser = argparse.ArgumentParser(prog='python -m tests.benchmarks.round_phases', usage=__doc__)
     parser.add_argument('out')
     parser.add_argument('--repeats', type=int, default=5)
@@ -123,7 +121,9 @@ def main() -> None:
             timed = measure(programs(settings, session, asked.new_model), asked.repeats)
             devices = [f'{device.platform}: {device.device_kind}' for device in session.devices]
     batch = {name: text for name, text in settings.batch_arithmetic().items() if name != 'rounds'}
-    title = f'{", ".join(files)} on {len(devices)} x {devices[0]}, {asked.repeats} repeats\n' + '\n'.join(batch.values())
+    title = f'{", ".join(files)} on {len(devices)} x {devices[0]}, {asked.repeats} repeats\n' + '\n'.join(
+        batch.values()
+    )
     show(title, (*COLUMNS, '% of the sum'), shares(timed))
     facts = {'files': files, 'bindings': given.bindings, 'new_model': asked.new_model, 'batch': batch}
     write(asked.out, {**facts, 'devices': devices, 'versions': versions(), 'programs': [one.facts() for one in timed]})

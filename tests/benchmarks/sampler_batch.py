@@ -34,7 +34,9 @@ def measure_here(questions: int, repeats: int, bindings: list[str]) -> dict[str,
     from tests.benchmarks.round_phases import sample
     from tests.benchmarks.timing import Program, measure
 
-    given = config.parse_arguments(['improve', f'--gin_file={GIN_FILE}', '--gin.session.Place.cpu_devices=None', *bindings])
+    given = config.parse_arguments(
+        ['improve', f'--gin_file={GIN_FILE}', '--gin.session.Place.cpu_devices=None', *bindings]
+    )
     settings = config.build(config.ROOTS['improve'], given.files, given.bindings).value
     model = settings.model.create(settings.vocabulary.size, jax.random.key(0))
     draw = functools.partial(sample, recipe=settings.recipe)
@@ -51,7 +53,11 @@ def measure_here(questions: int, repeats: int, bindings: list[str]) -> dict[str,
 def measure_apart(flagged: bool, arguments: list[str]) -> dict[str, Any]:
     """Measures in a new process with or without the flag."""
     flags = [flag for flag in os.environ.get('XLA_FLAGS', '').split() if not flag.startswith(CPU_FLAG)]
-    environment = {**os.environ, 'XLA_FLAGS': ' '.join([*flags, CPU_FLAG] if flagged else flags), 'JAX_PLATFORMS': 'cpu'}
+    environment = {
+        **os.environ,
+        'XLA_FLAGS': ' '.join([*flags, CPU_FLAG] if flagged else flags),
+        'JAX_PLATFORMS': 'cpu',
+    }
     command = [sys.executable, '-m', 'tests.benchmarks.sampler_batch', '--here', *arguments]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

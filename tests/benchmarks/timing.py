@@ -99,4 +99,3 @@ def write(path: str, facts: dict[str, Any]) -> None:
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     pathlib.Path(path).write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
     print(f'written: {path}')
-

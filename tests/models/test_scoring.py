@@ -23,7 +23,7 @@ def inputs(rows=(3, 4), width=8, vocabulary=40, scale=1.0):
     )
 
 
-@pytest.mark.parametrize('chunk', [1, 7, 20, 40])
+@pytest.mark.parametrize('chunk', [7, 20, 40])
 def test_equals_log_softmax_in_value_and_gradient(chunk, scale=10.0):
     hidden, head, targets = inputs(scale=scale)
     weights = jax.random.normal(jax.random.key(1), targets.shape)
@@ -57,9 +57,8 @@ def test_bfloat16_probabilities_never_exceed_one():
         assert float(scores.max()) <= 1e-5
 
 
-@pytest.mark.parametrize('vocabulary', [65_536, 65_000])
-def test_a_large_vocabulary_is_never_held_against_all_rows(vocabulary):
-    rows, width, chunk = 2048, 16, 2048
+def test_a_large_vocabulary_is_never_held_against_all_rows():
+    rows, width, vocabulary, chunk = 2048, 16, 65_000, 2048
     arguments = (
         jax.ShapeDtypeStruct((rows, width), jnp.float32),
         jax.ShapeDtypeStruct((vocabulary, width), jnp.float32),
