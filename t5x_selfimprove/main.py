@@ -4,7 +4,8 @@ import importlib.metadata
 import os
 import sys
 
-# YNNPACK fusions of jaxlib 0.10 slow small-batch decoding on a CPU several times (measured in tests/benchmarks).
+# The YNNPACK fusions of jaxlib 0.10 slow decoding on a CPU (tests/benchmarks/sampler_batch.py measures it), and a
+# prototype of a sampler drew other tokens in large batches with them than in small ones.
 CPU_FLAG = '--xla_cpu_experimental_ynn_fusion_type='
 
 

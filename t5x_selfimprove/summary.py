@@ -53,6 +53,7 @@ def summarise(directory: Path) -> dict[str, Any]:
         'rounds': rounds,
         'evaluation_questions': by_kind['evaluation'][rounds[0]['round']]['questions'] if rounds else 0,
         'labels_read': sum(event.get('labels_read', 0) for event in by_kind['round'].values()),
+        'replay_examples': max((event.get('replay_examples', 0) for event in by_kind['round'].values()), default=0),
         'wall_seconds': sum(event['seconds'] for event in events if event['kind'] == 'session'),
         'compile_seconds': sum(event['seconds'] for event in events if event['kind'] == 'compile'),
         'sessions': len(runs),

@@ -19,6 +19,7 @@ from t5x_selfimprove.feed import Feed
 from t5x_selfimprove.improve import Recipe, Round
 from t5x_selfimprove.models.transformer import TransformerConfig
 from t5x_selfimprove.records import Lessons, Questions, TrainState
+from t5x_selfimprove.report import write_report
 from t5x_selfimprove.session import Place, Session
 from t5x_selfimprove.suite import Suite
 from t5x_selfimprove.summary import summarise, table
@@ -97,6 +98,7 @@ class Improve:
             summary = summarise(session.directory)
             session.display.table(*table(summary))
             session.display.say(f'summary: {session.directory / "summary.json"}')
+            session.display.say(f'report: {write_report(session.directory)}')
             return summary
 
     def check_input(self) -> Described:
@@ -219,6 +221,7 @@ class _Run:
             facts = {
                 'skipped_questions': skipped // len(items),
                 'labels_read': int(known[offset]),
+                'replay_examples': settings.replay.size if settings.replay else 0,
                 'seconds': {'round': seconds / len(items)},
             }
             self.write_round(done + offset + 1, round_items, one, facts)

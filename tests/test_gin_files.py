@@ -7,6 +7,7 @@ A run opens with its command, as
 which may go on in the next comment lines after a backslash. The test builds exactly that.
 """
 
+import functools
 import inspect
 import pathlib
 import shlex
@@ -15,8 +16,9 @@ import pytest
 
 from t5x_selfimprove import config
 from t5x_selfimprove.config import checking
-from t5x_selfimprove.config.reading import read_text
+from t5x_selfimprove.config.reading import Reader, read_text
 from t5x_selfimprove.config.statements import Binding, Include
+from t5x_selfimprove.vocabulary import SentencePieceVocabulary
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'gin').rglob('*.gin'))
@@ -74,11 +76,31 @@ def test_gin_files():
     assert not found, '\n' + '\n'.join(found)
 
 
+@functools.cache
+def a_vocabulary(folder: pathlib.Path) -> bytes:
+    """Some SentencePiece model."""
+    path = folder / 'some.model'
+    SentencePieceVocabulary.train([chr(97 + n) * 2 for n in range(26)], str(path), 300)
+    return path.read_bytes()
+
+
+def make_vocabularies(files: tuple[str, ...], folder: pathlib.Path) -> None:
+    """Puts a vocabulary wherever gin files name one: a prompt is cut into tokens when it is built."""
+    reader = Reader()
+    for file in files:
+        reader.file(file)
+    for named in {said.value for said in reader.bindings if str(said.value).endswith('.model')}:
+        path = pathlib.Path(named)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(a_vocabulary(folder))
+
+
 @pytest.mark.parametrize('name', [name for name in FILES if name.startswith(COMPLETE)])
-def test_runs_build(name, tmp_path, monkeypatch):
+def test_runs_build(name, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)  # files are found from the repository wherever one stands
     for argv in commands((ROOT / name).read_text(encoding='utf-8')):
         asked = config.parse_arguments(argv)
+        make_vocabularies(asked.files, tmp_path_factory.getbasetemp())
         built = config.build(config.ROOTS[asked.command], asked.files, asked.bindings)
         pathlib.Path('saved.gin').write_text(built.text, encoding='utf-8')
         again = config.build(config.ROOTS[asked.command], ['saved.gin'])
