@@ -33,17 +33,17 @@ def summarise(directory: Path) -> dict[str, Any]:
         if event['kind'] in by_kind:
             by_kind[event['kind']][event['round']] = event
     rounds = []
-    for number, evaluation in sorted(by_kind['evaluation'].items()):
-        trained = by_kind['round'].get(number, {})
+    for number in sorted(by_kind['evaluation'] | by_kind['round']):
+        evaluation, trained = by_kind['evaluation'].get(number, {}), by_kind['round'].get(number, {})
         rounds.append(
             {
                 'round': number,
-                **{name: evaluation[name] for name in OF_EVALUATION},
+                **{name: evaluation.get(name) for name in OF_EVALUATION},
                 'kept_paths': trained.get('kept_paths', 0),
                 'kept_questions': trained.get('kept_questions', 0),
                 'training_tokens': trained.get('training_tokens', 0),
                 'sampled_tokens': trained.get('sampled_tokens', 0),
-                'seconds': {**trained.get('seconds', {}), 'evaluate': evaluation['seconds']},
+                'seconds': {**trained.get('seconds', {}), 'evaluate': evaluation.get('seconds', 0.0)},
             }
         )
     last = runs[-1]
@@ -51,7 +51,7 @@ def summarise(directory: Path) -> dict[str, Any]:
         'name': last['name'],
         'seed': last['seed'],
         'rounds': rounds,
-        'evaluation_questions': by_kind['evaluation'][rounds[0]['round']]['questions'] if rounds else 0,
+        'evaluation_questions': max((event['questions'] for event in by_kind['evaluation'].values()), default=0),
         'labels_read': sum(event.get('labels_read', 0) for event in by_kind['round'].values()),
         'replay_examples': max((event.get('replay_examples', 0) for event in by_kind['round'].values()), default=0),
         'wall_seconds': sum(event['seconds'] for event in events if event['kind'] == 'session'),

@@ -47,6 +47,7 @@ class Improve:
     replay: Bank | None = None  # labelled examples mixed into training, all of them; None where the learner needs none
     replay_room: int = 0  # tokens of the longest replayed example, end-of-text included
     rounds_per_dispatch: int = 1  # rounds that run as one program between two evaluations
+    evaluate_every: int = 1  # rounds between evaluations; the first and the last are always made
     stored_questions: int = 200  # questions a round whose paths are written to the sample store
     train_on_evaluation: bool = False  # whether questions of the evaluation may be trained on
 
@@ -56,6 +57,8 @@ class Improve:
                 f'rounds = {self.rounds} must be a positive multiple of '
                 f'rounds_per_dispatch = {self.rounds_per_dispatch}'
             )
+        if self.evaluate_every < 1:
+            raise ValueError(f'evaluate_every must be at least 1; it is {self.evaluate_every}')
         wants_replay = self.recipe.learner.replay_share > 0
         if wants_replay != (self.replay is not None):
             raise ValueError(
@@ -92,8 +95,10 @@ class Improve:
                 session.display.say(f'resumed after round {done} of {self.rounds}')
             for number in range(done or 0, self.rounds, self.rounds_per_dispatch):
                 state = run.dispatch(step, state, number)
-                run.suite.measure(state.model, number + self.rounds_per_dispatch)
-                run.save(state, number + self.rounds_per_dispatch)
+                last = number + self.rounds_per_dispatch
+                if last % self.evaluate_every == 0 or last == self.rounds:
+                    run.suite.measure(state.model, last)
+                run.save(state, last)
             session.writer.write('session', seconds=time.perf_counter() - start)
             summary = summarise(session.directory)
             session.display.table(*table(summary))

@@ -217,6 +217,6 @@ def test_a_vocabulary_that_somebody_else_made_is_refused(folder, tmp_path, capsy
     assert 'was not made by this command' in capsys.readouterr().err
     (tmp_path / 'theirs.model.json').write_text((folder / 'vocabulary.model.json').read_text())
     assert main(['vocabulary', *words]) == 0
-    SentencePieceVocabulary.train([chr(97 + n) * 2 for n in range(26)], str(path), 300)
+    SentencePieceVocabulary.train([chr(97 + n) * 2 for n in range(26)], str(path), 280)
     assert main(['vocabulary', *words]) == 2
     assert 'is not the vocabulary that' in capsys.readouterr().err
