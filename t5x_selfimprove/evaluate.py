@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int32
+from jaxtyping import Array, Float32, Int32, Integer
 
 from t5x_selfimprove import metrics, partitioning, tally
 from t5x_selfimprove.improve import Consolidator
@@ -33,8 +33,7 @@ class Evaluation:
     Attributes:
       prompt: put round each question.
       sampler: of the N samples; greedy decoding is the same sampler at temperature 0 with one sample.
-      consolidator: of the vote; the paths it keeps are those training would keep, so the accuracy of what is kept
-        (`kept_precision`) is seen here on labelled questions, and never needs a label in training.
+      consolidator: of the vote.
     """
 
     prompt: Template
@@ -64,13 +63,19 @@ class Results:
     kept_correct: Float32[Array, '*outer Q']  # kept paths with the right answer
 
 
-@functools.partial(jax.jit, static_argnames='evaluation')
+@functools.partial(jax.jit, static_argnames=('evaluation', 'keeper'))
 def measure(
-    model: Any, questions: Questions, seed: Int32[Array, ''], evaluation: Evaluation
+    model: Any,
+    questions: Questions,
+    seed: Integer[Array, ''],
+    evaluation: Evaluation,
+    keeper: Consolidator | None = None,
 ) -> tuple[Results, Samples, Verdict, Metrics]:
     """Measures a model on labelled questions [G, Q, ...].
 
     The draws depend on (seed, question id, sample number) alone, so two models are compared on the same randomness.
+    With the training's consolidator as `keeper`, the verdict says which paths training would keep: how often they are
+    right is seen here, on labelled questions, and never needs a label in training.
     """
     key = jax.random.key(seed)
     frozen = parameters.constrain(model, partitioning.SAMPLING)
@@ -81,6 +86,8 @@ def measure(
         alone = evaluation.consolidator(frozen, questions, greedy, key)
         samples = evaluation.sampler(frozen, prompts, key)
         verdict = evaluation.consolidator(frozen, questions, samples, key)
+        keep = jnp.zeros_like(verdict.keep) if keeper is None else keeper(frozen, questions, samples, key).keep
+        verdict = dataclasses.replace(verdict, keep=keep)
         right = (verdict.answer == jnp.repeat(questions.answer, evaluation.sampler.samples, axis=0)).all(-1)
         by_question = lambda flags: flags.reshape(questions.weight.shape[0], -1).sum(axis=-1, dtype=jnp.float32)  # noqa: E731
         right &= verdict.found
@@ -161,14 +168,19 @@ def bootstrap(rows: np.ndarray, statistic: Any) -> dict[str, float]:
 
 def calibration_error(pairs: np.ndarray) -> float:
     """Expected calibration error of (confidence, correct) rows: mean over bins of |confidence - accuracy|."""
-    bins = np.clip((pairs[:, 0] * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
+    bins = bin_of(pairs[:, 0])
     gaps = np.bincount(bins, pairs[:, 0] - pairs[:, 1], CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(pairs))
 
 
+def bin_of(share: np.ndarray) -> np.ndarray:
+    """The calibration bin of each share; 7/10 in float32 is a little less than 0.7 and still opens the eighth bin."""
+    return np.clip((share * CALIBRATION_BINS + 1e-5).astype(int), 0, CALIBRATION_BINS - 1)
+
+
 def reliability(share: np.ndarray, right: np.ndarray) -> list[dict[str, float | int | None]]:
     """Per bin of vote share: how many questions, their mean share, and how often the majority was right."""
-    bins = np.clip((share * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
+    bins = bin_of(share)
     table = []
     for number in range(CALIBRATION_BINS):
         here = bins == number

@@ -11,6 +11,7 @@ from t5x_selfimprove.data import store
 from t5x_selfimprove.display import percent
 from t5x_selfimprove.evaluate import Evaluation
 from t5x_selfimprove.feed import Feed
+from t5x_selfimprove.improve import Consolidator
 from t5x_selfimprove.session import Session
 from t5x_selfimprove.vocabulary import Vocabulary
 
@@ -22,8 +23,17 @@ class Suite:
       ValueError: a question is too long, a label is no answer, or no question has a label.
     """
 
-    def __init__(self, session: Session, vocabulary: Vocabulary, evaluation: Evaluation, feed: Feed, stored: int):
+    def __init__(
+        self,
+        session: Session,
+        vocabulary: Vocabulary,
+        evaluation: Evaluation,
+        feed: Feed,
+        stored: int,
+        keeper: Consolidator | None = None,
+    ):
         self.session, self.vocabulary, self.evaluation, self.stored = session, vocabulary, evaluation, stored
+        self.keeper = keeper
         self.name = feed.name
         self.items, batches, skipped = feed.take(0, vocabulary, evaluation.consolidator.answers, labels=True)
         if not batches.known.any():
@@ -40,7 +50,7 @@ class Suite:
         session, evaluation, start = self.session, self.evaluation, time.perf_counter()
         with session.display.phase('evaluate', f'evaluating after round {number}'):
             results, samples, verdict, counts = jax.device_get(
-                evaluate.measure(model, self.batches, jnp.uint32(session.place.seed), evaluation)
+                evaluate.measure(model, self.batches, jnp.uint32(session.place.seed), evaluation, self.keeper)
             )
         found = evaluate.summarise(results, evaluation.sampler.samples)
         flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (samples, verdict))

@@ -14,7 +14,7 @@ def histogram(
     values: Float[Array, '*n'], weight: Float32[Array, '*n'], top: float, bins: int
 ) -> Float32[Array, '{bins}']:
     """Weights per equal bin of 0..top; `top` itself falls in the last bin."""
-    bin_number = jnp.clip((values / top * bins).astype(jnp.int32), 0, bins - 1)
+    bin_number = jnp.clip((values / top * bins + 1e-5).astype(jnp.int32), 0, bins - 1)
     return jnp.zeros(bins, jnp.float32).at[bin_number.ravel()].add(weight.ravel())
 
 

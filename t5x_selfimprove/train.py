@@ -134,7 +134,12 @@ class _Run:
         self.settings = settings
         self.session = session
         self.suite = Suite(
-            session, settings.vocabulary, settings.evaluation, settings.evaluation_questions, settings.stored_questions
+            session,
+            settings.vocabulary,
+            settings.evaluation,
+            settings.evaluation_questions,
+            settings.stored_questions,
+            settings.recipe.consolidator,
         )
         self.first = settings.questions.take(0, settings.vocabulary, settings.answers, settings.labels)
         self.replay = self.pack_replay()

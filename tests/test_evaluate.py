@@ -188,7 +188,8 @@ EVALUATION = Evaluation(
 
 
 def test_a_model_of_known_answers_is_measured():
-    found = measure(table_of(CHANCES), questions_of(ASKED), jnp.int32(0), EVALUATION)
+    keeper = EVALUATION.consolidator
+    found = measure(table_of(CHANCES), questions_of(ASKED), jnp.int32(0), EVALUATION, keeper)
     got, samples, verdict, counts = jax.tree.map(np.asarray, found)
     check(samples)
     check(verdict)

@@ -54,7 +54,6 @@ PRETRAIN = (
     '--gin.learning.Schedule.peak=3e-2',
 )
 IMPROVE = (
-    f'--gin.train.Improve.replay_room={EXAMPLE_ROOM}',
     '--gin.train.Improve.rounds=1',
     f'--gin.sampling.Sampler.samples={SAMPLES}',
     f'--gin.sampling.Sampler.max_tokens={MAX_TOKENS}',
@@ -217,6 +216,6 @@ def test_a_vocabulary_that_somebody_else_made_is_refused(folder, tmp_path, capsy
     assert 'was not made by this command' in capsys.readouterr().err
     (tmp_path / 'theirs.model.json').write_text((folder / 'vocabulary.model.json').read_text())
     assert main(['vocabulary', *words]) == 0
-    SentencePieceVocabulary.train([chr(97 + n) * 2 for n in range(26)], str(path), 280)
+    SentencePieceVocabulary.train(['ab abc bcd cde def ab abc bcd cde def'], str(path), 268)
     assert main(['vocabulary', *words]) == 2
     assert 'is not the vocabulary that' in capsys.readouterr().err

@@ -77,20 +77,17 @@ def test_accumulation_equals_the_whole_batch(parts=4):
 
 
 def test_metrics_are_sums_over_tokens():
-    # 20 examples of 1 + 3 tokens in 20 rows; 3 updates of 8 rows, 3 targets a row.
-    examples = examples_of([(1, [5, 6, 7, 8])] * 20, [1.0] * 18 + [0.0] * 2, room=ROOM)
-    learner = dataclasses.replace(LEARNER, packing=Packing(ROOM, rows=7))
-    _, after, got = learn(learner, examples)
-    assert got['training_tokens'] == 3 * 8 * 8
+    examples = examples_of([(1, [5, 6, 7, 8])] * 20, [1.0] * 18 + [0.0] * 2, room=ROOM)  # two to a row
+    learner = dataclasses.replace(LEARNER, packing=Packing(ROOM, rows=7), steps=1)
+    before, after, got = learn(learner, examples)
+    assert got['training_tokens'] == 8 * 8
     assert got['filled_rows'] == 7
     assert got['dropped_examples'] == 18 - 14
-    assert got['passes'] == pytest.approx(3 * 8 / 7)
-    assert int(after.step) == 3
-    frozen = dataclasses.replace(learner, optimizer=AdamW(Schedule(peak=1e-12, warmup=0), weight_decay=0.0))
-    before, _, got = learn(frozen, examples)
+    assert got['passes'] == pytest.approx(8 / 7)
+    assert int(after.step) == 1
     hidden = before.model.forward(jnp.array([5, 6, 7]), None, None)
-    log_probs = before.model.log_probs(hidden, jnp.array([6, 7, 8]))
-    assert got['loss'] == pytest.approx(-float(log_probs.mean()), rel=1e-5)
+    wanted = -before.model.log_probs(hidden, jnp.array([6, 7, 8]))
+    assert got['loss'] == pytest.approx(float(wanted.mean()), rel=1e-5)
     assert got['gradient_norm'] > 0
 
 
@@ -167,11 +164,18 @@ def test_the_optimizer_is_fresh_every_round_or_goes_on():
 
 
 def test_a_schedule_spans_a_round_or_the_run():
-    cosine = AdamW(Schedule(peak=1e-2, warmup=0, shape='cosine'), weight_decay=0.0)
-    one = dataclasses.replace(LEARNER, optimizer=cosine)
-    run = dataclasses.replace(one, fresh_optimizer=False, total_rounds=4)
-    moved = [largest_difference(*[each.model for each in learn(learner)[:2]]) for learner in (one, run)]
-    assert moved[1] > 1.05 * moved[0]  # the first quarter of the cosine is its highest
+    line = AdamW(Schedule(peak=1e-2, warmup=0, shape='linear'), weight_decay=0.0)
+    one = dataclasses.replace(LEARNER, optimizer=line, steps=4)
+    run = dataclasses.replace(one, fresh_optimizer=False, total_rounds=2)
+
+    def steps(learner):
+        """What each of four updates adds to a parameter of constant gradient."""
+        gradient = jnp.ones(1)
+        update = lambda state, _: learner.transformation.update(gradient, state, gradient)[::-1]  # noqa: E731
+        return jax.lax.scan(update, learner.transformation.init(gradient), None, length=4)[1].ravel()
+
+    np.testing.assert_allclose(steps(one), [-1e-2, -0.75e-2, -0.5e-2, -0.25e-2], rtol=1e-3)
+    np.testing.assert_allclose(steps(run), [-1e-2, -0.875e-2, -0.75e-2, -0.625e-2], rtol=1e-3)
 
 
 def test_dropout_is_used_and_seeded():
@@ -183,7 +187,7 @@ def test_dropout_is_used_and_seeded():
         state = new_state(bigram(dropout=rate), learner, 0, keep_base=False)
         return metrics.values(one_update(learner, state, rows, seed)[1])['loss']
 
-    assert loss(0.0, 1) == loss(0.0, 2) == pytest.approx(loss(0.0, 1, twice, 2), rel=1e-5)
+    assert loss(0.0, 1) == loss(0.0, 2)
     assert loss(0.5, 1) == loss(0.5, 1) != loss(0.5, 2)
     assert loss(0.5, 1) != pytest.approx(loss(0.0, 1), abs=1e-3)
     assert loss(0.5, 1) != pytest.approx(loss(0.5, 1, twice, 2), abs=1e-4)  # equal parts are dropped differently
