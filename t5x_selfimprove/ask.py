@@ -25,7 +25,11 @@ from t5x_selfimprove.vocabulary import Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Measures the model of a run directory on labelled questions; writes evaluation.json."""
+    """Measures the model of a run directory on labelled questions.
+
+    All that it writes, evaluation.json first of all, goes to `evaluation` in the place's directory: the record of a
+    run of training that may be there stays as it is.
+    """
 
     place: Place
     vocabulary: Vocabulary
@@ -40,7 +44,8 @@ class Evaluate:
         self.place.devices()  # before anything else wakes jax up
         self.evaluation_questions.bank.check()
         described = describe_model(self.initial, self.vocabulary)
-        with Session(self.place, config) as session:
+        place = dataclasses.replace(self.place, directory=str(Path(self.place.directory, 'evaluation')))
+        with Session(place, config) as session:
             state = session.place_state(lambda: _Holder.create(self.model, self.vocabulary))
             state = _Holder(read_model(self.initial, state.model))
             session.announce('evaluate', state, {'model': f'{self.initial}, step {described.step:,}'})

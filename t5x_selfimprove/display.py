@@ -50,7 +50,7 @@ class Display:
     def say(self, text: str) -> None:
         """Prints a line; on a plain output with the time since the start before it."""
         prefix = '' if self.console.is_terminal else f'[{time.perf_counter() - self._start:7.1f} s] '
-        self.console.print(prefix + text, markup=False)
+        self.console.print(prefix + text, markup=False, emoji=False)
 
     @contextlib.contextmanager
     def phase(self, kind: str, text: str, after: float | None = None) -> Iterator[None]:
@@ -72,12 +72,13 @@ class Display:
         self.seconds[kind] = time.perf_counter() - start
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Prints a table, first column to the left, numbers to the right."""
-        table = Table(title=title, title_justify='left', title_style='bold')
+        """Prints a table, first column to the left, numbers to the right. All of it is plain text, no markup."""
+        table = Table(title=Text(title, style='bold'), title_justify='left')
         for number, column in enumerate(columns):
-            table.add_column(column, justify='left' if number == 0 else 'right', no_wrap=True)
+            justify, longest_word = 'left' if number == 0 else 'right', max(map(len, column.split()))
+            table.add_column(Text(column), justify=justify, min_width=longest_word, overflow='fold')
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         wide = (
             Console(width=140, highlight=False, file=self.console.file)
             if not self.console.is_terminal
@@ -89,7 +90,7 @@ class Display:
         """Prints names and values, one a line, aligned."""
         width = max(map(len, facts))
         for name, value in facts.items():
-            self.console.print(f'  {name:{width}}  {value}', markup=False)
+            self.console.print(f'  {name:{width}}  {value}', markup=False, emoji=False)
 
 
 def clock(seconds: float) -> str:

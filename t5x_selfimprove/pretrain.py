@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 from typing import Any
 
@@ -80,7 +81,8 @@ class Pretrain:
         with Session(self.place, config) as session:
             state = session.place_state(self.create)
             session.check_room(state)
-            done = session.checkpoints.latest or 0
+            done = session.resume_point('pretrain', self.vocabulary) or 0
+            self.check_examples(done)
             if done:
                 state = session.checkpoints.restore(state)
             session.save_config()
@@ -94,6 +96,18 @@ class Pretrain:
             }
             session.announce('pretrain', state, batch)
             return self.train(session, state, done)
+
+    def check_examples(self, done: int) -> None:
+        """Looks at the examples of the chunks to come, of a finite bank once. Raises ValueError as `chunk` does."""
+        size, chunks = self.examples.size, self.learner.total_rounds
+        last = chunks if size is None else min(chunks, done + math.ceil(size / self.examples_per_chunk))
+        for number in range(done, last):
+            examples, skipped = self.chunk(number)
+            if not examples.weight.any():
+                raise ValueError(
+                    f'all {skipped} examples of chunk {number + 1} are longer than example_room = {self.example_room} '
+                    'tokens; make it larger'
+                )
 
     def train(self, session: Session, state: TrainState, done: int) -> dict[str, Any]:
         """Runs the chunks from `done` on."""

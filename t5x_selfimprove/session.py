@@ -17,6 +17,7 @@ from t5x_selfimprove.checkpoints import Checkpoints
 from t5x_selfimprove.display import Display, number_of_bytes
 from t5x_selfimprove.models import parameters
 from t5x_selfimprove.partitioning import MeshShape
+from t5x_selfimprove.vocabulary import Vocabulary
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 SPARE_BYTES = 64 << 20  # room that a run directory needs beside its checkpoints
@@ -142,6 +143,26 @@ class Session:
             versions=versions(),
         )
 
+    def resume_point(self, kind: str, vocabulary: Vocabulary) -> int | None:
+        """The last step saved in the directory, or None where the run is a new one.
+
+        Raises:
+          ValueError: what is there is another run: of another kind, seed or vocabulary.
+        """
+        step = self.checkpoints.latest
+        if step is None:
+            return None
+        found = self.checkpoints.describe(step)
+        there = {'kind': found.kind, 'seed': found.manifest['seed'], 'vocabulary': found.vocabulary}
+        here = {'kind': kind, 'seed': self.place.seed, 'vocabulary': vocabulary.fingerprint()}
+        other = [f'its {name} is {there[name]}, this one\'s {here[name]}' for name in here if there[name] != here[name]]
+        if other:
+            raise ValueError(
+                f'{self.directory} holds another run: {"; ".join(other)}. Go on with it as it was, or use another run '
+                'directory'
+            )
+        return step
+
     def save_config(self) -> None:
         """Writes the effective configuration beside the checkpoints; it re-parses to an equal run."""
         write_text(self.directory / 'config.gin', self.config)
@@ -178,11 +199,12 @@ def check_writable(directory: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile('w', encoding='utf-8', dir=path.parent, prefix='.', delete=False) as file:
+    partial = path.with_name(f'.{path.name}.partial')  # always the same: what a killed run left is written over
+    with partial.open('w', encoding='utf-8') as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(file.name, path)
+    os.replace(partial, path)
 
 
 def write_json(path: Path, value: Any) -> None:

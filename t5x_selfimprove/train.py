@@ -81,8 +81,9 @@ class Improve:
         self.place.devices()  # before anything else wakes jax up
         described = self.check_input()
         with Session(self.place, config) as session:
+            done = session.resume_point('improve', self.vocabulary)
             run = _Run(self, session)
-            done = session.checkpoints.latest
+            run.check_questions(done or 0)
             state = run.restore(done, described)
             session.check_room(state)
             session.save_config()
@@ -111,6 +112,8 @@ class Improve:
         for bank in (self.questions.bank, self.evaluation_questions.bank, self.replay):
             if bank is not None:
                 bank.check()
+        if self.replay is not None and self.replay.size is None:
+            raise ValueError(f'all of replay is packed at the start and this bank is endless; set a count: {self.replay}')
         return describe_model(self.initial, self.vocabulary)
 
     def batch_arithmetic(self) -> dict[str, str]:
@@ -141,7 +144,6 @@ class _Run:
             settings.stored_questions,
             settings.recipe.consolidator,
         )
-        self.first = settings.questions.take(0, settings.vocabulary, settings.answers, settings.labels)
         self.replay = self.pack_replay()
 
     def pack_replay(self) -> Lessons | None:
@@ -196,22 +198,32 @@ class _Run:
         )
         return compiled
 
-    def batches(self, done: int) -> tuple[list[list[Item]], Questions, int]:
-        """Questions of the next dispatch, [rounds, G, Q, ...] on the devices, without their labels."""
-        settings = self.settings
-        feed, taken = settings.questions, []
-        for number in range(done, done + settings.rounds_per_dispatch):
-            here = self.first if number == 0 else None
-            here = here or feed.take(number * feed.per_round, settings.vocabulary, settings.answers, settings.labels)
-            shared = self.suite.ids & {item.id for item in here[0]}
-            if shared and not settings.train_on_evaluation:
-                raise ValueError(
-                    f'{len(shared)} questions of round {number + 1} are evaluation questions (first: {min(shared)}). '
-                    'Use other splits, or set train_on_evaluation=True to say that this is meant'
-                )
-            taken.append(here)
+    def take(self, number: int) -> tuple[list[Item], Questions, int]:
+        """Questions of round `number` (from 0), without their labels: items, [G, Q, ...] arrays, how many too long.
+
+        Raises:
+          ValueError: a question is too long or cannot be spelled, or is one of the evaluation.
+        """
+        settings, feed = self.settings, self.settings.questions
+        taken = feed.take(number * feed.per_round, settings.vocabulary, settings.answers, settings.labels)
+        shared = self.suite.ids & {item.id for item in taken[0]}
+        if shared and not settings.train_on_evaluation:
+            raise ValueError(
+                f'{len(shared)} questions of round {number + 1} are evaluation questions (first: {min(shared)}). '
+                'Use other splits, or set train_on_evaluation=True to say that this is meant'
+            )
+        return taken
+
+    def check_questions(self, done: int) -> None:
+        """Looks at the questions of all rounds after `done`, before the first of them. Raises as `take` does."""
+        for number in range(done, self.settings.rounds):
+            self.take(number)
+
+    def batches(self, done: int) -> tuple[list[list[Item]], Questions, list[int]]:
+        """Questions of the next dispatch: items and skipped by round, [rounds, G, Q, ...] on the devices."""
+        taken = [self.take(number) for number in range(done, done + self.settings.rounds_per_dispatch)]
         arrays = jax.tree.map(lambda *arrays: np.stack(arrays), *[batch for _, batch, _ in taken])
-        return [items for items, _, _ in taken], self.session.place_batch(arrays, 2), sum(skip for _, _, skip in taken)
+        return [items for items, _, _ in taken], self.session.place_batch(arrays, 2), [skip for _, _, skip in taken]
 
     def dispatch(self, step: Any, state: TrainState, done: int) -> TrainState:
         """Runs the next rounds and writes what they leave."""
@@ -229,7 +241,7 @@ class _Run:
         for offset, round_items in enumerate(items):
             one = jax.tree.map(lambda array, offset=offset: array[offset], left)
             facts = {
-                'skipped_questions': skipped // len(items),
+                'skipped_questions': skipped[offset],
                 'labels_read': int(known[offset]),
                 'replay_examples': settings.replay.size if settings.replay else 0,
                 'seconds': {'round': seconds / len(items)},
@@ -245,10 +257,11 @@ class _Run:
         stored = store.lines(items, *flat, settings.vocabulary, settings.labels, settings.stored_questions)
         store.write(session.directory / 'samples' / f'round_{number:04d}.jsonl', stored)
         found = metrics.values(left.metrics)
-        if not np.isfinite(found['loss']):
+        loss = found['loss']  # None where there was nothing to train on
+        if loss is not None and not np.isfinite(loss):
             raise FloatingPointError(
-                f'the loss of round {number} is {found["loss"]}; the last good state is checkpoint {number - 1}. '
-                'Lower the learning rate and run again'
+                f'the loss of round {number} is {loss}; the last good state is checkpoint '
+                f'{session.checkpoints.latest}. Lower the learning rate and run again'
             )
         edges = tally.length_edges(settings.recipe.sampler.max_tokens)
         counts = found.pop('length_histogram')
@@ -258,13 +271,14 @@ class _Run:
         session.display.say(
             f'round {number}: {percent(found["answered"])} % of {found["samples"]:,.0f} paths answered, '
             f'mean vote share {found["mean_vote_share"] or 0:.2f}, kept {found["kept_paths"]:,.0f} paths of '
-            f'{found["kept_questions"]:,.0f} questions, loss {found["loss"]:.3f}, '
+            f'{found["kept_questions"]:,.0f} questions, loss {"-" if loss is None else f"{loss:.3f}"}, '
             f'{found["sampled_tokens"] / seconds:,.0f} sampled + {found["training_tokens"] / seconds:,.0f} trained '
             f'tokens/s, {seconds:.1f} s'
             + (f', {facts["skipped_questions"]} questions too long' if facts['skipped_questions'] else '')
         )
         if not found['kept_paths'] and settings.recipe.learner.replay_share < 1:
-            session.display.say(f'round {number}: no path was kept; the round trained on replay alone')
+            rest = 'replay alone' if settings.replay else 'nothing'
+            session.display.say(f'round {number}: no path was kept; the round trained on {rest}')
 
     def save(self, state: TrainState, number: int) -> None:
         """Saves everything that the next round needs."""

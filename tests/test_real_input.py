@@ -16,7 +16,7 @@ from t5x_selfimprove.vocabulary import SentencePieceVocabulary
 from tests.test_report import Page
 
 LABELLED, UNLABELLED, TEST = 48, 16, 16
-SAMPLES, ROOM, EXAMPLE_ROOM, MAX_TOKENS = 4, 112, 128, 8
+SAMPLES, ROOM, EXAMPLE_ROOM, MAX_TOKENS = 4, 160, 192, 8
 ACCURACIES = {'greedy_accuracy', 'majority_accuracy', 'pass_at_n', 'sample_accuracy', 'calibration_error', 'brier'}
 ACCURACIES |= {'kept_precision', 'reliability'}
 CLOCK = {'time', 'seconds'}
@@ -34,9 +34,9 @@ def bindings(folder: pathlib.Path, run: str, *more: str) -> list[str]:
         'session.Place.tensorboard': False,
         'models.TransformerConfig.width': 32,
         'models.TransformerConfig.layers': 1,
-        'models.TransformerConfig.heads': 2,
+        'models.TransformerConfig.heads': 1,
         'models.TransformerConfig.kv_heads': 1,
-        'models.TransformerConfig.head_size': 16,
+        'models.TransformerConfig.head_size': 32,
         'models.TransformerConfig.feed_forward': 64,
         'models.TransformerConfig.unroll': 1,
         'learning.Supervised.batch_rows': 8,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,9 +68,10 @@ def spelled(answer: np.ndarray) -> str:
 def write(file: Path, questions: Sequence[dict[str, Any]]) -> None:
     """Writes a JSON-lines file whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile('w', encoding='utf-8', dir=file.parent, prefix='.', delete=False) as stream:
+    partial = file.with_name(f'.{file.name}.partial')  # always the same: what a killed run left is written over
+    with partial.open('w', encoding='utf-8') as stream:
         for question in questions:
             stream.write(json.dumps(question, ensure_ascii=False) + '\n')
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(stream.name, file)
+    os.replace(partial, file)

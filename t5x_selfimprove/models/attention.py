@@ -76,7 +76,7 @@ def grouped(query: Float[Array, 'B T H h'], kv_heads: int) -> Float[Array, 'B K 
 
 
 def _weigh(
-    scores: Float32[Array, '*rows U'], visible: Bool[Array, '*rows U']
+    scores: Float32[Array, '*rows U'], visible: Bool[Array, '*#rows U']
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Masked exponentials of the scores, their largest score and their sum."""
     scores = jnp.where(visible, scores, MASKED)
