@@ -75,8 +75,7 @@ class Display:
         """Prints a table, first column to the left, numbers to the right. All of it is plain text, no markup."""
         table = Table(title=Text(title, style='bold'), title_justify='left')
         for number, column in enumerate(columns):
-            justify, longest_word = 'left' if number == 0 else 'right', max(map(len, column.split()))
-            table.add_column(Text(column), justify=justify, min_width=longest_word, overflow='fold')
+            table.add_column(Text(column), justify='left' if number == 0 else 'right', overflow='fold')
         for row in rows:
             table.add_row(*map(Text, row))
         wide = (

@@ -91,15 +91,14 @@ def scalars(directory: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_numbers_reach_tensorboard_at_their_round(tmp_path):
     writer = Writer(tmp_path)
-    writer.write(
-        'evaluation', round=3, suite='held_out', accuracy={'value': 0.5, 'low': 0.4, 'high': 0.6}, seconds={'sample': 2},
-        nothing=None, unbounded=float('nan'), flag=True, bins=[1, 2],
-    )  # fmt: skip
+    accuracy = {'value': 0.5, 'low': 0.4, 'high': 0.6}
+    writer.write('evaluation', round=3, suite='held_out', accuracy=accuracy, seconds={'sample': 2})
+    writer.write('evaluation', round=4, nothing=None, unbounded=float('nan'), flag=True, bins=[1, 2])
     writer.write('session', seconds=9.0)  # neither step nor round
     writer.write('pretrain', step=100, loss=1.5)
     writer.close()
     assert scalars(tmp_path / 'tensorboard') == {
-        'evaluation/round': [(3, 3.0)],
+        'evaluation/round': [(3, 3.0), (4, 4.0)],
         'evaluation/accuracy': [(3, 0.5)],
         'evaluation/seconds/sample': [(3, 2.0)],
         'pretrain/step': [(100, 100.0)],

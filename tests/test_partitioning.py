@@ -32,7 +32,9 @@ def test_sizes_out_of_range_are_refused(sizes):
         MeshShape(*sizes)
 
 
-@pytest.mark.parametrize(('sizes', 'said'), [((3, 1, 1), '3 x 1 x 1 = 3'), ((-1, 3, 1), '2 x 3 x 1 = 6'), ((16, 1, 1), '= 16')])
+@pytest.mark.parametrize(
+    ('sizes', 'said'), [((3, 1, 1), '3 x 1 x 1 = 3'), ((-1, 3, 1), '2 x 3 x 1 = 6'), ((16, 1, 1), '= 16')]
+)
 def test_a_mesh_that_does_not_fit_is_refused(sizes, said):
     with pytest.raises(ValueError, match=rf'does not fit 8 devices: .*{said}'):
         MeshShape(*sizes).build()
@@ -54,7 +56,7 @@ def test_rules_give_specs():
 
 
 def test_unknown_and_doubled_axes_are_refused():
-    with pytest.raises(ValueError, match=r"no sharding rule for logical axis 'colour' of \('colour',\); rules: .*batch"):
+    with pytest.raises(ValueError, match=r"no sharding rule for logical axis 'colour' of .*; rules: .*batch"):
         partitioning.spec_of(Axes(('colour',)), LEARNING)
     with pytest.raises(ValueError, match=r"\('heads', 'feed_forward'\) split mesh axis \['tensor'\] twice"):
         partitioning.spec_of(Axes(('heads', 'feed_forward')), LEARNING)

@@ -26,7 +26,8 @@ def questions(outer=(), count=3, room=5, answer=4):
 def test_well_formed_records_pass(outer):
     check(questions(outer))
     check(jax.tree.map(jnp.asarray, questions(outer)))
-    check(Samples(*(np.zeros((*outer, 6, 4), dtype) for dtype in (np.int32, bool, np.float32)), np.zeros((*outer, 6), bool)))
+    tokens, mask, log_probs = (np.zeros((*outer, 6, 4), dtype) for dtype in (np.int32, bool, np.float32))
+    check(Samples(tokens, mask, log_probs, np.zeros((*outer, 6), bool)))
 
 
 @pytest.mark.parametrize(

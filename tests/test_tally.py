@@ -14,11 +14,11 @@ COUNT, ROOM = 4, 16  # samples a question, tokens a sample
 
 def batch():
     """Three questions of four samples: one agreed on, one without an answer, one padding."""
-    lengths = np.array([1, 4, 16, 16] + [2, 2, 2, 2] + [9, 9, 9, 9])
-    found = np.array([1, 1, 1, 0] + [0, 0, 0, 0] + [1, 1, 1, 1], bool)
-    ended = np.array([1, 1, 1, 0] + [1, 1, 1, 1] + [0, 0, 0, 0], bool)
-    keep = np.array([0.5, 0.5, 0, 0] + [0, 0, 0, 0] + [1, 1, 1, 1], np.float32)
-    mask = np.arange(ROOM) < lengths[:, None]
+    lengths = np.array([[1, 4, 16, 16], [2, 2, 2, 2], [9, 9, 9, 9]])
+    found = np.array([[1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
+    ended = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
+    keep = np.array([[0.5, 0.5, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]], np.float32)
+    mask = np.arange(ROOM) < lengths.reshape(-1, 1)
     questions = Questions(
         tokens=jnp.zeros((3, 2), jnp.int32),
         length=jnp.ones(3, jnp.int32),
@@ -27,12 +27,12 @@ def batch():
         weight=jnp.array([1.0, 1.0, 0.0]),
         id=jnp.zeros((3, 2), jnp.uint32),
     )
-    samples = Samples(jnp.zeros((12, ROOM), jnp.int32), jnp.array(mask), jnp.zeros((12, ROOM)), jnp.array(ended))
+    samples = Samples(jnp.zeros((12, ROOM), jnp.int32), jnp.array(mask), jnp.zeros((12, ROOM)), jnp.array(ended.ravel()))
     verdict = Verdict(
         answer=jnp.zeros((12, 1), jnp.uint8),
-        found=jnp.array(found),
+        found=jnp.array(found.ravel()),
         reward=jnp.zeros(12),
-        keep=jnp.array(keep),
+        keep=jnp.array(keep.ravel()),
         chosen=jnp.zeros((3, 1), jnp.uint8),
         share=jnp.array([2 / 3, 0.0, 1.0]),
         votes=jnp.array([3.0, 0.0, 4.0]),

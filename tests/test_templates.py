@@ -29,7 +29,11 @@ def questions_of(vocabulary, texts, room):
 
 def test_ragged_rows_are_joined_without_gaps():
     tokens, length = concatenate(
-        [jnp.array([[5, 6, 0], [7, 0, 0], [8, 8, 8]]), jnp.zeros((3, 0), jnp.int32), jnp.array([[1, 0], [2, 3], [4, 0]])],
+        [
+            jnp.array([[5, 6, 0], [7, 0, 0], [8, 8, 8]]),
+            jnp.zeros((3, 0), jnp.int32),
+            jnp.array([[1, 0], [2, 3], [4, 0]]),
+        ],
         [jnp.array([2, 1, 3]), jnp.zeros(3, jnp.int32), jnp.array([1, 2, 0])],
         room=5,
         pad=9,

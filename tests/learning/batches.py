@@ -12,7 +12,9 @@ from t5x_selfimprove.models import layers
 from t5x_selfimprove.records import Examples, Lessons
 
 
-def examples_of(rows: list[tuple[int, list[int]]], weights: list[float] | None = None, room: int | None = None) -> Examples:
+def examples_of(
+    rows: list[tuple[int, list[int]]], weights: list[float] | None = None, room: int | None = None
+) -> Examples:
     """Examples from (prompt length, tokens) pairs. What stands behind a row's end is no padding token."""
     lengths = [len(tokens) for _, tokens in rows]
     tokens = np.full((len(rows), room or max(lengths)), 37, np.int32)
@@ -30,8 +32,9 @@ def random_examples(count: int, room: int, seed: int = 0, vocabulary: int = 40) 
     """Examples of 2..room tokens, of which the first 1..length-1 are the prompt."""
     generator = np.random.default_rng(seed)
     lengths = generator.integers(2, room + 1, count)
-    rows = [(int(generator.integers(1, length)), generator.integers(3, vocabulary, length).tolist()) for length in lengths]
-    return examples_of(rows, room=room)
+    prompts = [int(generator.integers(1, length)) for length in lengths]
+    rows = [generator.integers(3, vocabulary, length).tolist() for length in lengths]
+    return examples_of(list(zip(prompts, rows, strict=True)), room=room)
 
 
 def packed(examples: Examples, row_length: int, rows: int | None = None, seed: int = 0) -> Lessons:

@@ -30,7 +30,8 @@ def softmax_attention(query, key, value, allowed):
 def test_attention_by_the_formula():
     query, key, value = normal(2, 5, 4, 6), normal(2, 5, 2, 6, seed=1), normal(2, 5, 2, 6, seed=2)
     allowed = jnp.broadcast_to(jnp.tril(jnp.ones((5, 5), bool)), (2, 5, 5))
-    got = jax.jit(lambda query: attention.merge([attention.attend(attention.grouped(query, 2), key, value, allowed)]))(query)
+    grouped = attention.grouped(query, 2)
+    got = jax.jit(lambda query: attention.merge([attention.attend(query, key, value, allowed)]))(grouped)
     for row in range(2):
         close(got[row], softmax_attention(query[row], key[row], value[row], allowed[row]))
 
@@ -88,7 +89,8 @@ def test_rotation_makes_products_depend_on_distance_alone():
     assert product(3, 1) == pytest.approx(product(12, 10), abs=1e-5)
     assert abs(product(3, 1) - product(3, 2)) > 1e-3
     close(layers.rotate(query, jnp.array([[0]]), 100.0), query)
-    angle = layers.rotate(jnp.eye(8)[None, None, :1], jnp.array([[1]]), 100.0)[0, 0, 0]  # the first pair, wavelength 2 pi
+    # The first number is paired with the fifth; their wavelength is 2 pi.
+    angle = layers.rotate(jnp.eye(8)[None, None, :1], jnp.array([[1]]), 100.0)[0, 0, 0]
     close(angle, np.array([np.cos(1), 0, 0, 0, np.sin(1), 0, 0, 0]))
 
 

@@ -1,4 +1,4 @@
-"""The sampler: its draws have the model's distribution, its arrays are exact, a question gets the same paths anywhere."""
+"""The sampler: its draws have the model's distribution, arrays are exact, a question gets the same paths anywhere."""
 
 import collections
 import dataclasses
@@ -57,7 +57,8 @@ def enumerated(**changes):
     for tokens in itertools.product(range(SIZE), repeat=STEPS):
         kept = tokens[: tokens.index(EOS) + 1] if EOS in tokens else tokens
         steps = zip((LAST, *kept), kept, strict=False)
-        probability = np.prod([changed(table[FIRST, n, last], **changes)[token] for n, (last, token) in enumerate(steps)])
+        chances = [changed(table[FIRST, n, last], **changes)[token] for n, (last, token) in enumerate(steps)]
+        probability = np.prod(chances)
         if probability > 0:
             found[kept] = probability
     assert sum(found.values()) == pytest.approx(1)
@@ -67,7 +68,8 @@ def enumerated(**changes):
 def p_value(sampler, expected):
     """Of a chi-square test of DRAWS completions; completions expected less than ten times are counted together."""
     samples = sample(sampler, TABLE, prompts_of([[FIRST, LAST]] * (DRAWS // sampler.samples)))
-    counts = collections.Counter(tuple(row[mask].tolist()) for row, mask in zip(samples.tokens, samples.mask, strict=True))
+    drawn = [tuple(row[mask].tolist()) for row, mask in zip(samples.tokens, samples.mask, strict=True)]
+    counts = collections.Counter(drawn)
     if not set(counts) <= set(expected):
         return 0.0
     pairs = np.array([(counts[tokens], DRAWS * probability) for tokens, probability in expected.items()])
@@ -162,7 +164,7 @@ def test_log_probabilities_are_of_the_model_as_it_is():
 
 
 def test_log_probabilities_equal_the_learners():
-    few = Spelled(LETTERS.spellings + (b'd', b'e', b'f'))  # so that many samples end
+    few = Spelled((*LETTERS.spellings, b'd', b'e', b'f'))  # so that many samples end
     tiny, sampler = model(few.size, kv_heads=1, tied=False, vocabulary_chunk=3), Sampler(few, samples=3, max_tokens=6)
     rows = draw_tokens(2, 5, seed=2, vocabulary=few.size).tolist()
     prompts = prompts_of([rows[0], rows[1][:3]], prefix=[4, 6])
