@@ -74,7 +74,7 @@ def test_loss_that_is_no_number(tmp_path):
 
 BANK = {'pretrain__Pretrain__examples': '@data.JsonLines()', 'data__JsonLines__path': 'bank.jsonl'}
 BAD = {
-    'too long': ({'pretrain__Pretrain__example_room': 20}, r'has 2\d tokens, the room is 20.*too_long=.skip'),
+    'too long': ({'pretrain__Pretrain__example_room': 20}, r'has \d\d tokens, the room is 20.*too_long=.skip'),
     'all too long': (
         {'pretrain__Pretrain__example_room': 5, 'pretrain__Pretrain__too_long': 'skip'},
         r'all 64 examples of chunk 1 are longer than example_room = 5',

@@ -6,17 +6,18 @@ The model learns to say an answer and no steps to it: that takes twenty updates,
 import json
 import pathlib
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from t5x_selfimprove.checkpoints import Checkpoints
 from t5x_selfimprove.data.json_lines import JsonLines
 from t5x_selfimprove.main import main
 from t5x_selfimprove.vocabulary import SentencePieceVocabulary
 from tests.test_report import Page
 
 LABELLED, UNLABELLED, TEST = 48, 16, 16
-SAMPLES, ROOM, EXAMPLE_ROOM, MAX_TOKENS = 4, 160, 192, 8
+SAMPLES, ROOM, EXAMPLE_ROOM, MAX_TOKENS = 4, 192, 224, 12
 ACCURACIES = {'greedy_accuracy', 'majority_accuracy', 'pass_at_n', 'sample_accuracy', 'calibration_error', 'brier'}
 ACCURACIES |= {'kept_precision', 'reliability'}
 CLOCK = {'time', 'seconds'}
@@ -73,12 +74,10 @@ def write(path: pathlib.Path, records: list[dict]) -> None:
 
 
 def flipped(records: list[dict]) -> list[dict]:
-    """The same questions with other steps and other answers."""
-    wrong = []
-    for record in records:
-        label = int(record['answer'].rpartition('####')[2].replace(',', ''))
-        wrong.append({**record, 'answer': f'A guess.\n#### {label + 1}'})
-    return wrong
+    """The same questions with other steps and another answer, one that the model may give."""
+    right = [record['answer'].rpartition('####')[2].strip() for record in records]
+    wrong = ['5' if label == '4' else '4' for label in right]
+    return [{**record, 'answer': f'A guess.\n#### {label}'} for record, label in zip(records, wrong, strict=True)]
 
 
 def run(command: str, file: str, words: list[str]) -> None:
@@ -102,8 +101,8 @@ def folder(shared_data, tmp_path_factory) -> pathlib.Path:
     run('improve', 'gsm8k', bindings(folder, 'run', *IMPROVE, start, f'--gin.GSM8K_TEST={folder}/test.jsonl'))
     # Not only are the labels wrong: they are mapped, so that nothing but the run itself keeps away from them.
     wrong = (
+        f'--gin.GSM8K={folder}/train_flipped.jsonl',
         f'--gin.GSM8K_TEST={folder}/test_flipped.jsonl',
-        f'--gin.unlabelled/data.JsonLines.path={folder}/train_flipped.jsonl',
         '--gin.unlabelled/data.JsonLines.answer=answer',
         "--gin.unlabelled/data.JsonLines.answer_after='####'",
     )
@@ -113,6 +112,15 @@ def folder(shared_data, tmp_path_factory) -> pathlib.Path:
 
 def events(directory: pathlib.Path, kind: str) -> list[dict]:
     return [event for event in read(directory / 'metrics.jsonl') if event['kind'] == kind]
+
+
+def arrays(directory: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    """All that a checkpoint holds, by name."""
+    path = directory.absolute() / 'checkpoints' / str(step) / 'arrays'
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        there = checkpointer.metadata(path).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), there)
+        return checkpointer.restore(path, ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 def bank(folder: pathlib.Path, name: str) -> list:
@@ -157,9 +165,10 @@ def test_a_round_counts_what_happened(folder):
         assert path['found'] <= ('The answer is' in path['text'])
 
 
-def test_evaluation_counts_what_happened(folder):
-    for event in events(folder / 'run', 'evaluation'):
-        stored = read(folder / 'run' / 'samples' / f'evaluation_{event["round"]:04d}.jsonl')
+@pytest.mark.parametrize('name', ['run', 'flipped'])
+def test_evaluation_counts_what_happened(folder, name):
+    for event in events(folder / name, 'evaluation'):
+        stored = read(folder / name / 'samples' / f'evaluation_{event["round"]:04d}.jsonl')
         assert event['suite'] == 'GSM8K test'
         assert event['questions'] == len(stored) < TEST
         right = [question['chosen'] == question['gold'].replace(',', '') for question in stored]
@@ -174,10 +183,10 @@ def test_labels_change_nothing_but_reported_accuracies(folder):
     assert rounds[0] == rounds[1]
     texts = [(run / 'samples' / 'round_0001.jsonl').read_text() for run in runs]
     assert texts[0] == texts[1]
-    arrays = [Checkpoints(run)._manager.restore(1)['arrays'] for run in runs]
-    assert arrays[0].keys() == arrays[1].keys() and len(arrays[0]) > 20
-    for name, array in arrays[0].items():
-        np.testing.assert_array_equal(array, arrays[1][name], err_msg=name)
+    held = [arrays(run, 1) for run in runs]
+    assert held[0].keys() == held[1].keys() and len(held[0]) > 20
+    for name, array in held[0].items():
+        np.testing.assert_array_equal(array, held[1][name], err_msg=name)
     for one, other in zip(*[events(run, 'evaluation') for run in runs], strict=True):
         changed = {name for name in one if one[name] != other[name]} - CLOCK
         assert changed <= ACCURACIES

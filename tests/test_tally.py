@@ -27,7 +27,8 @@ def batch():
         weight=jnp.array([1.0, 1.0, 0.0]),
         id=jnp.zeros((3, 2), jnp.uint32),
     )
-    samples = Samples(jnp.zeros((12, ROOM), jnp.int32), jnp.array(mask), jnp.zeros((12, ROOM)), jnp.array(ended.ravel()))
+    tokens, log_probs = jnp.zeros((12, ROOM), jnp.int32), jnp.zeros((12, ROOM))
+    samples = Samples(tokens, jnp.array(mask), log_probs, jnp.array(ended.ravel()))
     verdict = Verdict(
         answer=jnp.zeros((12, 1), jnp.uint8),
         found=jnp.array(found.ravel()),

@@ -157,8 +157,8 @@ def arrays(directory: pathlib.Path, step: int | None = None) -> dict[str, np.nda
     """The arrays of a checkpoint, the last one by default, read without the code under test."""
     folder = directory / 'checkpoints' / str(steps(directory)[-1] if step is None else step) / 'arrays'
     with ocp.PyTreeCheckpointer() as reader:
-        read = reader.restore(folder.absolute())
-    return {name: np.asarray(array) for name, array in read.items()}
+        there = reader.metadata(folder.absolute()).item_metadata.tree
+        return reader.restore(folder.absolute(), restore_args={name: ocp.RestoreArgs(np.ndarray) for name in there})
 
 
 def same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
