@@ -108,7 +108,18 @@ class Session:
         return jax.jit(create, out_shardings=shardings)()
 
     def place_batch(self, batch: Any, outer: int) -> Any:
-        """Puts host arrays on the mesh, split over the batch axis that comes after `outer` axes."""
+        """Puts host arrays on the mesh, split over the batch axis that comes after `outer` axes.
+
+        Raises:
+          ValueError: the batch cannot be split over the mesh.
+        """
+        size = jax.tree.leaves(batch)[0].shape[outer]
+        parts = self.mesh.shape['data'] * self.mesh.shape['fsdp']
+        if size % parts:
+            raise ValueError(
+                f'a batch of {size} cannot be split over data x fsdp = {parts} devices; make its size (per_batch, '
+                f'examples_per_chunk) a multiple of {parts}, or choose another mesh'
+            )
         spec = partitioning.spec_of(partitioning.Axes((None,) * outer + ('batch',)), partitioning.LEARNING)
         return jax.device_put(batch, jax.sharding.NamedSharding(self.mesh, spec))
 

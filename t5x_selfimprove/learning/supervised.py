@@ -82,7 +82,8 @@ class Supervised:
         if self.fresh_optimizer:
             state = dataclasses.replace(state, optimizer=self.init(state.model))
         state, metrics = self.train(state, lessons, replay, train_key, self.steps)
-        passes = self.steps * (self.batch_rows - self.replay_rows) / jnp.maximum(lessons.filled, 1)
+        fresh = self.batch_rows if replay is None else self.batch_rows - self.replay_rows
+        passes = self.steps * fresh / jnp.maximum(lessons.filled, 1)
         metrics |= {
             'dropped_examples': Sum(dropped.astype(jnp.float32)),
             'filled_rows': Sum(lessons.filled.astype(jnp.float32)),

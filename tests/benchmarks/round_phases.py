@@ -71,25 +71,31 @@ def programs(settings: Improve, session: Session, new_model: bool) -> list[Progr
         rows, _ = encode_examples(items, settings.vocabulary, prompt.before, prompt.after, settings.replay_room)
         replay, _ = jax.jit(learner.packing)(session.replicate(rows), jax.random.key(settings.place.seed))
     sample_key, judge_key, learn_key = jax.random.split(improve.round_key(state), 3)
-    bound = {
-        part: jax.jit(functools.partial(part, recipe=recipe)) for part in (sample, consolidate, pack, improve.one_round)
-    }
-    samples = bound[sample](state.model, questions, sample_key)
-    verdict = bound[consolidate](state.model, questions, samples, judge_key)
-    rows = bound[pack](questions, samples, verdict.keep, learn_key)
+    part = functools.partial(functools.partial, recipe=recipe)
+    drawing = Program('sample', part(sample), (state.model, questions, sample_key), tokens=sampled)
+    samples = drawing()
+    voting = Program('consolidate', part(consolidate), (state.model, questions, samples, judge_key))
+    packing = Program('pack', part(pack), (questions, samples, voting().keep, learn_key))
     train = functools.partial(learner.train, steps=learner.steps)
-    drawn = lambda samples: float(samples.mask.sum())  # noqa: E731
-    learnt = lambda result: metrics.values(result[1])['training_tokens']  # noqa: E731
-    both = lambda result: sum(  # noqa: E731
-        metrics.values(result[1].metrics)[name] for name in ('sampled_tokens', 'training_tokens')
-    )
-    return [
-        Program('sample', bound[sample], (state.model, questions, sample_key), tokens=drawn),
-        Program('consolidate', bound[consolidate], (state.model, questions, samples, judge_key)),
-        Program('pack', bound[pack], (questions, samples, verdict.keep, learn_key)),
-        Program('train', train, (state, rows, replay, learn_key), consumes=True, tokens=learnt),
-        Program('whole round', bound[improve.one_round], (state, questions, replay), consumes=True, tokens=both),
-    ]
+    training = Program('train', train, (state, packing(), replay, learn_key), consumes=True, tokens=trained)
+    whole = Program('whole round', part(improve.one_round), (state, questions, replay), consumes=True, tokens=both)
+    return [drawing, voting, packing, training, whole]
+
+
+def sampled(samples: Any) -> float:
+    """Tokens drawn."""
+    return float(samples.mask.sum())
+
+
+def trained(result: tuple[Any, metrics.Metrics]) -> float:
+    """Tokens in the rows trained on."""
+    return metrics.values(result[1])['training_tokens']
+
+
+def both(result: tuple[Any, improve.Round]) -> float:
+    """Tokens drawn and tokens trained on."""
+    found = metrics.values(result[1].metrics)
+    return found['sampled_tokens'] + found['training_tokens']
 
 
 def shares(timed: list[Timed]) -> list[list[str]]:

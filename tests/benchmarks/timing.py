@@ -1,6 +1,7 @@
 """Timing of compiled programs side by side, and the table and file that a benchmark leaves."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import statistics
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
@@ -49,38 +51,44 @@ COLUMNS = ('program', 'median s', 'range s', 'CPU s', 'tokens', 'tokens/s', 'com
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One compiled program with what it takes. Programs that consume their first argument get a copy each time."""
+    """One compiled program with what it takes."""
 
     name: str
     function: Callable
     arguments: tuple
-    consumes: bool = False
+    consumes: bool = False  # whether it takes its first argument's memory; it then gets a copy each time
     tokens: Callable[[Any], float] = lambda result: 0.0  # in a result
 
-    def compile(self) -> Callable:
-        """The program, compiled for its arguments."""
-        return jax.jit(self.function, donate_argnums=0 if self.consumes else ()).lower(*self.arguments).compile()
+    @functools.cached_property
+    def compiled(self) -> tuple[Callable, float]:
+        """The program, compiled for its arguments, and the seconds that took."""
+        start = time.perf_counter()
+        donated = 0 if self.consumes else ()
+        return jax.jit(self.function, donate_argnums=donated).lower(*self.arguments).compile(), (
+            time.perf_counter() - start
+        )
+
+    def inputs(self) -> tuple:
+        """The arguments of one run, ready on the devices."""
+        if not self.consumes:
+            return self.arguments
+        return (jax.block_until_ready(jax.tree.map(jnp.copy, self.arguments[0])), *self.arguments[1:])
+
+    def __call__(self) -> Any:
+        """Runs it once."""
+        return jax.block_until_ready(self.compiled[0](*self.inputs()))
 
 
 def measure(programs: Sequence[Program], repeats: int) -> list[Timed]:
-    """Compiles the programs, runs each once to warm up, then all of them in turn, `repeats` times."""
-    timed, compiled = [], []
-    for program in programs:
-        start = time.perf_counter()
-        compiled.append(program.compile())
-        timed.append(Timed(program.name, time.perf_counter() - start))
-    for repeat in range(repeats + 1):
-        for program, run, found in zip(programs, compiled, timed, strict=True):
-            arguments = program.arguments
-            if program.consumes:
-                arguments = (jax.block_until_ready(jax.tree.map(jax.numpy.copy, arguments[0])), *arguments[1:])
+    """Runs each program once to warm up, then all of them in turn, `repeats` times."""
+    timed = [Timed(program.name, program.compiled[1], program.tokens(program())) for program in programs]
+    for _ in range(repeats):
+        for program, found in zip(programs, timed, strict=True):
+            run, inputs = program.compiled[0], program.inputs()
             cpu, start = time.process_time(), time.perf_counter()
-            result = jax.block_until_ready(run(*arguments))
-            if repeat:
-                found.seconds.append(time.perf_counter() - start)
-                found.cpu_seconds.append(time.process_time() - cpu)
-            else:
-                found.tokens = program.tokens(result)
+            jax.block_until_ready(run(*inputs))
+            found.seconds.append(time.perf_counter() - start)
+            found.cpu_seconds.append(time.process_time() - cpu)
     return timed
 
 

@@ -29,14 +29,14 @@ def test_a_replaced_part_takes_its_bindings_along(folder):
 
 
 def test_bindings_of_another_command_are_set_aside(folder):
-    write(both="include 'good.gin'\ntrain.Evaluate.run_dir = 'x'\ntrain.Evaluate.sampler = @eval/sampling.Sampler()\n")
+    write(both="include 'good.gin'\nask.Evaluate.run_dir = 'x'\nask.Evaluate.sampler = @eval/sampling.Sampler()\n")
     built = build('eval/sampling.Sampler.temperature=0', files=('both.gin',))
     assert len(built.set_aside) == 3
     assert built.value == build().value
     assert build(
-        'eval/sampling.Sampler.temperature=0', root='train.Evaluate', files=('both.gin',)
+        'eval/sampling.Sampler.temperature=0', root='ask.Evaluate', files=('both.gin',)
     ).value.sampler == Sampler(0.0)
-    assert 'did you mean eval/' in wrong('evl/sampling.Sampler.top_k=3', root='train.Evaluate', files=('both.gin',))[0]
+    assert 'did you mean eval/' in wrong('evl/sampling.Sampler.top_k=3', root='ask.Evaluate', files=('both.gin',))[0]
 
 
 def test_scopes(folder):

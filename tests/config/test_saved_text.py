@@ -63,14 +63,14 @@ def test_what_gin_cannot_say_is_an_error(value):
 
 def test_a_part_without_a_name_is_an_error():
     without = {name: part for name, part in TABLE.items() if name != 'sampling.Sampler'}
-    with pytest.raises(config.ConfigError, match=r'train.Evaluate.sampler holds a Sampler') as caught:
-        config.effective('train.Evaluate', Evaluate('x'), without)
+    with pytest.raises(config.ConfigError, match=r'ask.Evaluate.sampler holds a Sampler') as caught:
+        config.effective('ask.Evaluate', Evaluate('x'), without)
     assert 'add the class to TABLE' in str(caught.value)
 
 
 def test_differences():
-    before = config.effective('train.Evaluate', Evaluate('x', Sampler(stops=('q' * 200 + 'a',))), TABLE)
-    after = config.effective('train.Evaluate', Evaluate('x', Sampler(0.5, stops=('q' * 200 + 'b',))), TABLE)
+    before = config.effective('ask.Evaluate', Evaluate('x', Sampler(stops=('q' * 200 + 'a',))), TABLE)
+    after = config.effective('ask.Evaluate', Evaluate('x', Sampler(0.5, stops=('q' * 200 + 'b',))), TABLE)
     found = config.differences(before, after + 'A = 3\n')
     assert found[0] == 'sampling.Sampler.temperature: 1.0 before, 0.5 now'
     assert found[1].startswith('sampling.Sampler.stops: ...qqq') and "a',)" in found[1] and "b',) now" in found[1]

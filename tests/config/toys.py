@@ -108,7 +108,7 @@ TABLE = {
     'sampling.greedy': greedy,
     'improve.Stage': Stage,
     'train.Improve': Improve,
-    'train.Evaluate': Evaluate,
+    'ask.Evaluate': Evaluate,
     'nest.Nest': Nest,
 }
 

