@@ -166,7 +166,7 @@ class Session:
         found = self.checkpoints.describe(step)
         there = {'kind': found.kind, 'seed': found.manifest['seed'], 'vocabulary': found.vocabulary}
         here = {'kind': kind, 'seed': self.place.seed, 'vocabulary': vocabulary.fingerprint()}
-        other = [f'its {name} is {there[name]}, this one\'s {here[name]}' for name in here if there[name] != here[name]]
+        other = [f"its {name} is {there[name]}, this one's {here[name]}" for name in here if there[name] != here[name]]
         if other:
             raise ValueError(
                 f'{self.directory} holds another run: {"; ".join(other)}. Go on with it as it was, or use another run '

@@ -112,7 +112,7 @@ def test_percent():
 
 @pytest.mark.parametrize(
     'count, text',
-    [(0, '0 B'), (1023, '1023 B'), (1024, '1.0 KiB'), (73172, '71.5 KiB'), (5 << 30, '5.0 GiB'), (1 << 52, '4096.0 TiB')],
+    [(0, '0 B'), (1023, '1023 B'), (1024, '1.0 KiB'), (73172, '71.5 KiB'), (5 << 30, '5.0 GiB'), (1 << 52, '4096.0 TiB')],  # noqa: E501
 )
 def test_number_of_bytes(count: int, text: str):
     assert number_of_bytes(count) == text

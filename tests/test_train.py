@@ -83,7 +83,7 @@ def test_metrics():
 def test_samples():
     folder = finished().directory / 'samples'
     assert sorted(path.name for path in folder.iterdir()) == [
-        'evaluation_0000.jsonl', 'evaluation_0001.jsonl', 'evaluation_0002.jsonl', 'round_0001.jsonl', 'round_0002.jsonl'
+        'evaluation_0000.jsonl', 'evaluation_0001.jsonl', 'evaluation_0002.jsonl', 'round_0001.jsonl', 'round_0002.jsonl'  # noqa: E501
     ]  # fmt: skip
     unlabelled = Possessions('unlabelled', 0, 2, 2, 6, 12).take(0, ROUNDS * QUESTIONS)
     seen = []
@@ -180,7 +180,9 @@ def test_a_finished_run_only_shows_its_table(tmp_path):
     assert table in finished().outcome.out
     assert 'compiled' not in outcome.out and 'after round' not in outcome.out.replace('resumed after round', '')
     assert contents(tmp_path / 'run') == before
-    first, second = (json.loads((path / 'summary.json').read_text()) for path in (finished().directory, tmp_path / 'run'))
+    first, second = (
+        json.loads((path / 'summary.json').read_text()) for path in (finished().directory, tmp_path / 'run')
+    )
     assert second['rounds'] == first['rounds'] and second['sessions'] == 2
 
 
@@ -222,9 +224,7 @@ WITHOUT_REPLAY = {'train__Improve__replay': None, 'learning__Supervised__replay_
 
 def test_every_round_from_the_base(tmp_path):
     tiny_run.done(
-        improve_arguments(
-            tmp_path, pretrained().directory, learning__Supervised__start_from='base', **WITHOUT_REPLAY
-        )
+        improve_arguments(tmp_path, pretrained().directory, learning__Supervised__start_from='base', **WITHOUT_REPLAY)
     )
     first, second, start = arrays(tmp_path, 1), arrays(tmp_path, 2), model_of(arrays(pretrained().directory))
     for state in (first, second):
@@ -440,7 +440,7 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
         sizes = {f'partitioning__MeshShape__{axis}': size for axis, size in mesh.items()}
         settings = {**sizes, 'train__Improve__rounds': ROUNDS + 2}
         tiny_run.done(improve_arguments(tmp_path / str(number), pretrained().directory, **settings))
-    same, split = ([event for event in events(tmp_path / number, 'round')][ROUNDS:] for number in ('0', '1'))
+    same, split = ([event for event in events(tmp_path / number, 'round')][ROUNDS:] for number in ('0', '1'))  # noqa: C416
     assert [event['round'] for event in same] == [event['round'] for event in split] == [3, 4]
     assert events(tmp_path / '1', 'run')[-1]['mesh'] == MESHES[1]
     states = [event['bytes_per_device'] for number in ('0', '1') for event in events(tmp_path / number, 'run')[-1:]]

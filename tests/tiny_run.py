@@ -1,4 +1,4 @@
-"""Runs of the quickstart's own gin files, shrunk until one takes seconds: through the command line, as a user runs them.
+"""Runs of the quickstart's own gin files, shrunk until one takes seconds: by the command line, as a user runs them.
 
 `pretrained` and `finished` are made once a test session and shared: read them, and write elsewhere.
 """

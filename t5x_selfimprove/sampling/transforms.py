@@ -58,8 +58,8 @@ def draw(logits: Float32[Array, 'S V'], uniform: Float32[Array, 'S']) -> Int32[A
     """
     weight = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     cumulative = jnp.cumsum(weight, axis=-1)
-    # A running sum is not flat to the last bit over forbidden tokens, and rounding may carry the threshold past the last
-    # token with weight: a token without weight is never answered.
+    # A running sum is not flat to the last bit over forbidden tokens, and rounding may carry the threshold past the
+    # last token with weight: a token without weight is never answered.
     able = weight > 0
     beyond = (cumulative > uniform[:, None] * cumulative[:, -1:]) & able
     last = weight.shape[-1] - 1 - jnp.argmax(able[:, ::-1], axis=-1)

@@ -99,7 +99,8 @@ def test_equal_completions():
     third = np.float32(1 / 3)
     assert kept(split, 5)[2] == [third, third, 0, 0, third] and chosen(split) == 'ABA'
     # The share of all paths leaves repetitions out, too.
-    assert vote('bbbb-', part=MajorityVote(LETTERS, copies='once', distinct=True, share_of='all')).share.tolist() == [0.5]
+    part = MajorityVote(LETTERS, copies='once', distinct=True, share_of='all')
+    assert vote('bbbb-', part=part).share.tolist() == [0.5]
 
 
 def test_the_root_of_equal_completions():
