@@ -113,7 +113,9 @@ class Improve:
             if bank is not None:
                 bank.check()
         if self.replay is not None and self.replay.size is None:
-            raise ValueError(f'all of replay is packed at the start, this bank is endless: set a count: {self.replay}')
+            raise ValueError(
+                f'all of replay is packed at the start and this bank is endless; set a count: {self.replay}'
+            )
         return describe_model(self.initial, self.vocabulary)
 
     def batch_arithmetic(self) -> dict[str, str]:
