@@ -39,6 +39,8 @@ RIGHTS = {
     'tensorflow': ('data', True),
     'tensorflow_datasets': ('data', True),
     'sentencepiece': ('vocabulary', True),
+    'tokenizers': ('vocabulary', True),
+    'jinja2': ('templates', True),
     'tensorboardX': ('metrics', True),
 }
 

@@ -1,0 +1,21 @@
+"""Token ids, special tokens, and the bytes that each token spells.
+
+Every vocabulary is a frozen, hashable value with the same face (`Vocabulary`), so it can be a static argument under
+`jit`. Joining the bytes of the tokens gives the text: answers are read on device from that byte stream
+(`spelling_table`), so they mean the same thing however a text was cut into tokens.
+"""
+
+from t5x_selfimprove.vocabulary.byte_tokens import ByteVocabulary
+from t5x_selfimprove.vocabulary.sentencepieces import SentencePieceVocabulary
+from t5x_selfimprove.vocabulary.spelled import Vocabulary, encode_following, spelling_table
+from t5x_selfimprove.vocabulary.words import WordVocabulary, pieces
+
+__all__ = [
+    'ByteVocabulary',
+    'SentencePieceVocabulary',
+    'Vocabulary',
+    'WordVocabulary',
+    'encode_following',
+    'pieces',
+    'spelling_table',
+]

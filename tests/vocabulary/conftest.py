@@ -1,0 +1,28 @@
+"""Vocabularies made for the tests of this folder."""
+
+import pytest
+import sentencepiece
+
+from t5x_selfimprove.vocabulary import SentencePieceVocabulary
+from tests.vocabulary.texts import STORY
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp('model') / 'deep' / 'pieces.model'
+    texts = [
+        f'{STORY} {name} has {n} {thing}.' for n in range(40) for name in ('Anna', 'Ben') for thing in ('cups', 'x')
+    ]
+    return SentencePieceVocabulary.train(texts, str(path), 300)
+
+
+@pytest.fixture(scope='session')
+def llama_pieces(tmp_path_factory):
+    """A model as that of Llama 2: BPE, a space before every text, bytes for what it does not know, no padding."""
+    path = tmp_path_factory.mktemp('llama') / 'tokenizer.model'
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([STORY] * 10), model_prefix=str(path.with_suffix('')), vocab_size=330,
+        model_type='bpe', byte_fallback=True, normalization_rule_name='identity', remove_extra_whitespaces=False,
+        split_digits=True, allow_whitespace_only_pieces=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
+    )  # fmt: skip
+    return SentencePieceVocabulary(str(path))
