@@ -15,7 +15,7 @@ from t5x_selfimprove.display import Display, percent
 from t5x_selfimprove.evaluate import Evaluation
 from t5x_selfimprove.feed import Feed
 from t5x_selfimprove.improve import Consolidator
-from t5x_selfimprove.models.transformer import TransformerConfig
+from t5x_selfimprove.models.config import TransformerConfig
 from t5x_selfimprove.sampling.sampler import Sampler
 from t5x_selfimprove.session import Place, Session, write_json
 from t5x_selfimprove.suite import Suite

@@ -31,6 +31,9 @@ LEARNING: Rules = MappingProxyType(
         'head': None,
         'layers': None,
         'norm': None,
+        'experts': None,
+        'expert_feed_forward': 'tensor',
+        'router': None,
     }
 )
 SAMPLING: Rules = MappingProxyType({**LEARNING, 'model': None})

@@ -13,7 +13,7 @@ from t5x_selfimprove import improve, metrics
 from t5x_selfimprove.checkpoints import Described
 from t5x_selfimprove.data.items import Bank, encode_examples
 from t5x_selfimprove.learning.supervised import Supervised
-from t5x_selfimprove.models.transformer import TransformerConfig
+from t5x_selfimprove.models.config import TransformerConfig
 from t5x_selfimprove.records import Examples, TrainState
 from t5x_selfimprove.session import Place, Session
 from t5x_selfimprove.templates import Template

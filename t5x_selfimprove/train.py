@@ -17,7 +17,7 @@ from t5x_selfimprove.display import number_of_bytes, percent
 from t5x_selfimprove.evaluate import Evaluation
 from t5x_selfimprove.feed import Feed
 from t5x_selfimprove.improve import Recipe, Round
-from t5x_selfimprove.models.transformer import TransformerConfig
+from t5x_selfimprove.models.config import TransformerConfig
 from t5x_selfimprove.records import Lessons, Questions, TrainState
 from t5x_selfimprove.report import write_report
 from t5x_selfimprove.session import Place, Session

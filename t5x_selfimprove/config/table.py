@@ -23,7 +23,7 @@ from t5x_selfimprove.learning.lessons import Packing
 from t5x_selfimprove.learning.optimizers import Adafactor, AdamW, Schedule
 from t5x_selfimprove.learning.supervised import Supervised
 from t5x_selfimprove.make_vocabulary import MakeVocabulary
-from t5x_selfimprove.models.transformer import TransformerConfig
+from t5x_selfimprove.models.config import Experts, Rope, TransformerConfig
 from t5x_selfimprove.partitioning import MeshShape
 from t5x_selfimprove.pretrain import Pretrain
 from t5x_selfimprove.sampling.sampler import Sampler
@@ -54,6 +54,8 @@ TABLE: dict[str, Callable[..., Any]] = {
     'learning.Schedule': Schedule,
     'learning.Supervised': Supervised,
     'make_vocabulary.MakeVocabulary': MakeVocabulary,
+    'models.Experts': Experts,
+    'models.Rope': Rope,
     'models.TransformerConfig': TransformerConfig,
     'partitioning.MeshShape': MeshShape,
     'pretrain.Pretrain': Pretrain,

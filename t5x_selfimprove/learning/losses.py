@@ -13,8 +13,8 @@ from t5x_selfimprove.records import Lessons
 class LearningModel(Protocol):
     """What learning asks of a model."""
 
-    def forward(self, tokens, position, segment, dropout_key=None) -> Float[Array, 'B T D']:
-        """Hidden states of packed rows."""
+    def forward_with_loss(self, tokens, position, segment, dropout_key=None) -> tuple[Array, Array]:
+        """Hidden states [B, T, D] of packed rows, and the model's own part of the loss per token."""
 
     def log_probs(self, hidden: Float[Array, '*rows D'], targets: Int[Array, '*rows']) -> Float32[Array, '*rows']:
         """Log-probabilities of the targets."""
@@ -23,12 +23,13 @@ class LearningModel(Protocol):
 def next_token(
     model: LearningModel, lessons: Lessons, dropout_key: jax.Array | None
 ) -> tuple[Float32[Array, ''], Float32[Array, '']]:
-    """Weighted negative log-likelihood of the completion tokens.
+    """Weighted negative log-likelihood of the completion tokens, and the model's own loss for each of them.
 
     Returns:
       (sum over tokens of weight * -log p, sum of weights); the loss of the literature is their quotient.
     """
     tokens = constrain(lessons.tokens, 'batch')
-    hidden = model.forward(tokens, lessons.position, lessons.segment, dropout_key)
+    hidden, own = model.forward_with_loss(tokens, lessons.position, lessons.segment, dropout_key)
     log_probs = model.log_probs(hidden, lessons.targets)
-    return -jnp.sum(log_probs * lessons.loss_weight), jnp.sum(lessons.loss_weight)
+    weight = jnp.sum(lessons.loss_weight)
+    return own * weight - jnp.sum(log_probs * lessons.loss_weight), weight

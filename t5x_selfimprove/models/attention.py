@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from t5x_selfimprove.models import layers
+from t5x_selfimprove.models.config import TransformerConfig
 from t5x_selfimprove.records import record
 
 MASKED = -1e30  # finite, so that a row in which everything is masked gives zeros instead of NaN
@@ -37,41 +38,51 @@ class Segment:
 class Attention(nnx.Module):
     """Multi-head attention with K <= H key/value heads (Ainslie et al. 2023, arXiv:2305.13245) and rotary positions."""
 
-    def __init__(self, width: int, heads: int, kv_heads: int, head_size: int, theta: float, key: jax.Array):
+    def __init__(self, config: TransformerConfig, key: jax.Array):
         query, keys, value, out = jax.random.split(key, 4)
-        self.query = layers.parameter(layers.normal(query, (width, heads, head_size), width), 'model', 'heads', 'head')
-        self.key = layers.parameter(
-            layers.normal(keys, (width, kv_heads, head_size), width), 'model', 'kv_heads', 'head'
-        )
-        self.value = layers.parameter(
-            layers.normal(value, (width, kv_heads, head_size), width), 'model', 'kv_heads', 'head'
-        )
-        self.out = layers.parameter(
-            layers.normal(out, (heads, head_size, width), heads * head_size), 'heads', 'head', 'model'
-        )
-        self.theta = theta
+        width, heads, kv_heads, size = config.width, config.heads, config.kv_heads, config.head_size
+        self.query = layers.parameter(layers.normal(query, (width, heads, size), width), 'model', 'heads', 'head')
+        self.key = layers.parameter(layers.normal(keys, (width, kv_heads, size), width), 'model', 'kv_heads', 'head')
+        self.value = layers.parameter(layers.normal(value, (width, kv_heads, size), width), 'model', 'kv_heads', 'head')
+        self.out = layers.parameter(layers.normal(out, (heads, size, width), heads * size), 'heads', 'head', 'model')
+        bias = lambda count, name: layers.parameter(jnp.zeros((count, size)), name, 'head')  # noqa: E731
+        self.query_bias = bias(heads, 'heads') if config.qkv_bias else None
+        self.key_bias = bias(kv_heads, 'kv_heads') if config.qkv_bias else None
+        self.value_bias = bias(kv_heads, 'kv_heads') if config.qkv_bias else None
+        norm = lambda: layers.RMSNorm(size, config.norm_epsilon, config.norm_offset)  # noqa: E731
+        self.query_norm = norm() if config.qk_norm else None
+        self.key_norm = norm() if config.qk_norm else None
+        self.scale = size**-0.5 if config.query_scale is None else config.query_scale
 
-    def project(self, x: Float[Array, 'B T D'], position: Int[Array, 'B T']) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Grouped queries [B, K, G, T, h], keys and values [B, T, K, h], positions applied, in the dtype of `x`."""
-        dtype = x.dtype
-        query = layers.product('btd,dnh->btnh', x, self.query[...], dtype).astype(dtype)
-        key = layers.product('btd,dnh->btnh', x, self.key[...], dtype).astype(dtype)
-        value = layers.product('btd,dnh->btnh', x, self.value[...], dtype).astype(dtype)
-        query = grouped(layers.rotate(query, position, self.theta), key.shape[2])
-        return query, layers.rotate(key, position, self.theta), value
+    def project(
+        self, x: Float[Array, 'B T D'], turn: layers.Rotation
+    ) -> tuple[Float[Array, 'B K G T h'], Float[Array, 'B T K h'], Float[Array, 'B T K h']]:
+        """Grouped and scaled queries, keys and values, positions applied, in the dtype of `x`."""
+        query = _project(x, self.query, self.query_bias)
+        key = _project(x, self.key, self.key_bias)
+        value = _project(x, self.value, self.value_bias)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query = grouped(layers.rotate(query, turn), key.shape[2], self.scale)
+        return query, layers.rotate(key, turn), value
 
     def merge_heads(self, mixed: Float[Array, 'B T H h'], dtype: jnp.dtype) -> Float[Array, 'B T D']:
         """The output projection."""
         return layers.product('btnh,nhd->btd', mixed, self.out[...], dtype).astype(dtype)
 
 
+def _project(x: jax.Array, weight: nnx.Param, bias: nnx.Param | None) -> jax.Array:
+    projected = layers.product('btd,dnh->btnh', x, weight[...], x.dtype)
+    return (projected if bias is None else projected + bias[...]).astype(x.dtype)
+
+
 Part = tuple[Float32[Array, 'B K G T h'], Float32[Array, 'B K G T'], Float32[Array, 'B K G T']]
 
 
-def grouped(query: Float[Array, 'B T H h'], kv_heads: int) -> Float[Array, 'B K G T h']:
-    """Scaled queries, heads first, the G = H / K heads that share a key/value head together."""
+def grouped(query: Float[Array, 'B T H h'], kv_heads: int, scale: float) -> Float[Array, 'B K G T h']:
+    """Queries times `scale`, heads first, the G = H / K heads that share a key/value head together."""
     rows, time, heads, size = query.shape
-    scaled = (query * size**-0.5).reshape(rows, time, kv_heads, heads // kv_heads, size)
+    scaled = (query * scale).astype(query.dtype).reshape(rows, time, kv_heads, heads // kv_heads, size)
     return jnp.moveaxis(scaled, 1, 3)
 
 
@@ -90,36 +101,67 @@ def attend(
     key: Float[Array, 'B U K h'],
     value: Float[Array, 'B U K h'],
     allowed: Bool[Array, 'B T U'],
+    softcap: float = 0.0,
+    bias: Float32[Array, '#B K G T U'] | None = None,
 ) -> Part:
     """Attention of every query to the keys it is allowed to see, left unnormalised for `merge`.
+
+    Args:
+      query: grouped queries.
+      key: keys.
+      value: values.
+      allowed: what each query may see.
+      softcap: cap of the scores, 0 for none.
+      bias: added to the scores.
 
     Returns:
       (weighted values, largest score, sum of exponentials), all float32.
     """
     key, value = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
-    scores = layers.product('bkgth,bkuh->bkgtu', query, key, query.dtype)
+    scores = layers.softcap(layers.product('bkgth,bkuh->bkgtu', query, key, query.dtype), softcap)
+    scores = scores if bias is None else scores + bias
     weights, peak, total = _weigh(scores, allowed[:, None, None])
     return layers.product('bkgtu,bkuh->bkgth', weights, value, query.dtype), peak, total
 
 
-def attend_segment(query: Float[Array, 'S K G T h'], segment: Segment) -> Part:
-    """Attention of S rows of queries to a segment that S / B of them share, all of it visible up to its length.
+def attend_segment(
+    query: Float[Array, 'S K G T h'],
+    segment: Segment,
+    softcap: float = 0.0,
+    allowed: Bool[Array, 'S T U'] | None = None,
+    bias: Float32[Array, '1 K G T U'] | None = None,
+) -> Part:
+    """Attention of S rows of queries to a segment that S / B of them share, visible up to its length.
 
     The queries that share a context become the rows of one matrix product. Returns as `attend`.
+
+    Args:
+      query: grouped queries.
+      segment: the keys and values, of one layer.
+      softcap: cap of the scores, 0 for none.
+      allowed: what each query may see of what is valid; None: all of it.
+      bias: added to the scores, the same for all rows.
     """
     rows, kv_heads, groups, time, size = query.shape
-    batch = segment.rows
-    together = jnp.moveaxis(query.reshape(batch, rows // batch, kv_heads, groups * time, size), 1, 2)
+    batch, room = segment.rows, segment.key.shape[-1]
+    share = rows // batch
+    together = jnp.moveaxis(query.reshape(batch, share, kv_heads, groups * time, size), 1, 2)
     together = together.reshape(batch, kv_heads, -1, size)
-    scores = layers.product('bkqh,bkht->bkqt', together, segment.key, query.dtype)
-    visible = jnp.arange(segment.key.shape[-1]) < segment.length[..., None]  # [B, T] or [T]
-    visible = jnp.broadcast_to(visible, (batch, segment.key.shape[-1]))
-    weights, peak, total = _weigh(scores, visible[:, None, None])
+    scores = layers.softcap(layers.product('bkqh,bkht->bkqt', together, segment.key, query.dtype), softcap)
+    visible = jnp.arange(room) < segment.length[..., None]  # [B, U] or [U]
+    visible = jnp.broadcast_to(visible, (batch, room))[:, None, None]
+    if allowed is not None:
+        mine = jnp.broadcast_to(allowed.reshape(batch, share, 1, time, room), (batch, share, groups, time, room))
+        visible = visible & mine.reshape(batch, 1, -1, room)
+    if bias is not None:
+        own = jnp.broadcast_to(bias.reshape(kv_heads, 1, groups * time, room), (kv_heads, share, groups * time, room))
+        scores = scores + own.reshape(1, kv_heads, -1, room)
+    weights, peak, total = _weigh(scores, visible)
     mixed = layers.product('bkqt,bkth->bkqh', weights, segment.value, query.dtype)
 
     def by_row(x: jax.Array) -> jax.Array:
         rest = x.shape[3:]
-        x = jnp.moveaxis(x.reshape(batch, kv_heads, rows // batch, groups, time, *rest), 2, 1)
+        x = jnp.moveaxis(x.reshape(batch, kv_heads, share, groups, time, *rest), 2, 1)
         return x.reshape(rows, kv_heads, groups, time, *rest)
 
     return by_row(mixed), by_row(peak), by_row(total)
@@ -135,3 +177,26 @@ def merge(parts: list[Part]) -> Float32[Array, 'B T H h']:
     mixed = sum(part[0] * scale[..., None] for part, scale in zip(parts, scales, strict=True))
     rows, kv_heads, groups, time, size = mixed.shape
     return jnp.moveaxis(mixed / total[..., None], 3, 1).reshape(rows, time, kv_heads * groups, size)
+
+
+def starts(context: tuple[Segment, ...], rows: int) -> list[Int32[Array, '#rows']]:
+    """Position at which each segment of a context begins, and last the position after all of them, for each of `rows`
+    queries (or one number for all)."""
+    place = jnp.zeros(1, jnp.int32)
+    found = [place]
+    for segment in context:
+        length = jnp.reshape(segment.length, (-1,))
+        # The rows that share a segment are next to each other.
+        length = (
+            length if length.shape[0] == 1 else jnp.repeat(length, rows // length.shape[0], total_repeat_length=rows)
+        )
+        place = place + length
+        found.append(place)
+    return found
+
+
+def within(position: Int[Array, 'S T'], start: Int[Array, '#S'], room: int, window: int) -> Bool[Array, 'S T U']:
+    """Which entries of a segment that begins at `start` lie among the last `window` tokens of each query, itself
+    included."""
+    of_key = start[:, None] + jnp.arange(room)
+    return position[:, :, None] - of_key[:, None, :] < window

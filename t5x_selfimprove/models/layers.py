@@ -1,14 +1,21 @@
-"""The layers of the transformers: matrix product, norm, rotary positions, gated feed-forward, dropout.
+"""The layers of the transformers: matrix product, norms, rotary positions, gated feed-forward, dropout.
 
 All of them compute in `dtype`, with float32 accumulation and float32 norms.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    'silu': jax.nn.silu,
+    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+    'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+}
 
 
 def parameter(value: jax.Array, *axes: str) -> nnx.Param:
@@ -26,53 +33,85 @@ def product(subscripts: str, left: jax.Array, right: jax.Array, dtype: Any) -> j
     return jnp.einsum(subscripts, left.astype(dtype), right.astype(dtype), preferred_element_type=jnp.float32)
 
 
-class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation (Zhang and Sennrich 2019), in float32."""
+def softcap(x: Float32[Array, '*shape'], cap: float) -> Float32[Array, '*shape']:
+    """cap * tanh(x / cap) (Gemma 2, arXiv:2408.00118, section 2); the identity where the cap is 0."""
+    return cap * jnp.tanh(x / cap) if cap else x
 
-    def __init__(self, width: int, epsilon: float):
-        self.scale = parameter(jnp.ones(width), 'norm')
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation (Zhang and Sennrich 2019, arXiv:1910.07467), in float32."""
+
+    def __init__(self, width: int, epsilon: float, offset: float = 0.0):
+        self.scale = parameter(jnp.full(width, 1.0 - offset), 'norm')
         self.epsilon = epsilon
+        self.offset = offset
 
     def __call__(self, x: Float[Array, '*rows D']) -> Float[Array, '*rows D']:
         """Normalises the last axis; the dtype of `x` is kept."""
         wide = x.astype(jnp.float32)
         scaled = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
-        return (scaled * self.scale[...]).astype(x.dtype)
+        return (scaled * (self.offset + self.scale[...].astype(jnp.float32))).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation (Ba et al. 2016, arXiv:1607.06450) without a bias, in float32."""
+
+    def __init__(self, width: int, epsilon: float, offset: float = 0.0):
+        self.scale = parameter(jnp.full(width, 1.0 - offset), 'norm')
+        self.epsilon = epsilon
+        self.offset = offset
+
+    def __call__(self, x: Float[Array, '*rows D']) -> Float[Array, '*rows D']:
+        """Normalises the last axis; the dtype of `x` is kept."""
+        wide = x.astype(jnp.float32)
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        scaled = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
+        return (scaled * (self.offset + self.scale[...].astype(jnp.float32))).astype(x.dtype)
+
+
+NORMS = {'rms': RMSNorm, 'layer': LayerNorm}
 
 
 class GatedFeedForward(nnx.Module):
-    """SwiGLU (Shazeer 2020, arXiv:2002.05202): down(silu(gate(x)) * up(x))."""
+    """down(activation(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)."""
 
-    def __init__(self, width: int, hidden: int, key: jax.Array):
+    def __init__(self, width: int, hidden: int, activation: str, key: jax.Array):
         gate, up, down = jax.random.split(key, 3)
         self.gate = parameter(normal(gate, (width, hidden), width), 'model', 'feed_forward')
         self.up = parameter(normal(up, (width, hidden), width), 'model', 'feed_forward')
         self.down = parameter(normal(down, (hidden, width), hidden), 'feed_forward', 'model')
+        self.activation = activation
 
     def __call__(self, x: Float[Array, '*rows D']) -> Float[Array, '*rows D']:
         """Same shape and dtype as `x`."""
         dtype = x.dtype
         gate = product('...d,df->...f', x, self.gate[...], dtype)
         up = product('...d,df->...f', x, self.up[...], dtype)
-        return product('...f,fd->...d', jax.nn.silu(gate) * up, self.down[...], dtype).astype(dtype)
+        inner = ACTIVATIONS[self.activation](gate) * up
+        return product('...f,fd->...d', inner, self.down[...], dtype).astype(dtype)
 
 
-def rotate(x: Float[Array, '*rows T heads h'], position: Int[Array, '*rows T'], theta: float) -> jax.Array:
+Rotation = tuple[Float32[Array, '*rows T 1 half'], Float32[Array, '*rows T 1 half']]  # cosines and sines
+
+
+def rotation(frequencies: Float32[Any, 'half'], position: Int[Array, '*rows T']) -> Rotation:
+    """Cosines and sines of the angles that `rotate` turns by, shared by all heads and layers."""
+    angle = position[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: Float[Array, '*rows T heads h'], turn: Rotation) -> jax.Array:
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), first half paired with second half.
 
     Args:
       x: queries or keys.
-      position: absolute position of each token.
-      theta: base of the wavelengths.
+      turn: from `rotation`.
 
     Returns:
-      The rotated array, in the dtype of `x`; angles are computed in float32.
+      The rotated array, in the dtype of `x`; computed in float32.
     """
-    half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = position[..., None, None].astype(jnp.float32) * frequency
+    cos, sin = turn
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 

@@ -1,14 +1,15 @@
-"""The decoder-only transformer: pre-norm blocks of grouped-query attention and SwiGLU, rotary positions.
+"""The decoder-only transformer: one class for all families, its options in `config.TransformerConfig`.
 
 A model is a pytree of parameters (Flax NNX). It offers pure functions and has no modes:
 
-    forward   whole rows, packed or padded: hidden states for learning and scoring
-    prefill   prompts, each in a context of shared segments: hidden states and the prompt's own segment
-    extend    one more token of every sample: logits, and the samples' segment written in place
-    log_probs / logits   from hidden states
+    forward      whole rows, packed or padded: hidden states for learning and scoring
+    read_prefix  the text before all prompts, as the context of `prefill`
+    prefill      prompts: the hidden state after each, and the context of `extend`
+    extend       one more token of every sample: logits, and the samples' segment written in place
+    log_probs, entropies, logits   from hidden states
 """
 
-import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,87 +18,11 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 
 from t5x_selfimprove.models import attention, layers, parameters, scoring
 from t5x_selfimprove.models.attention import Segment
+from t5x_selfimprove.models.block import Block
+from t5x_selfimprove.models.config import TransformerConfig
 from t5x_selfimprove.partitioning import constrain
 
-EXECUTION_FIELDS = ('remat', 'unroll', 'vocabulary_chunk')  # how it is computed, not what
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes and options of a decoder-only transformer.
-
-    Raises:
-      ValueError: sizes that do not fit together; names the fields.
-    """
-
-    width: int = 96  # D
-    layers: int = 2  # L
-    heads: int = 4  # H
-    kv_heads: int = 4  # K
-    head_size: int = 24  # h, even
-    feed_forward: int = 256  # F
-    rope_theta: float = 10000.0
-    norm_epsilon: float = 1e-6
-    tied: bool = True  # the output embedding is the input embedding
-    dropout: float = 0.0  # after the embedding and after each attention and feed-forward, in learning only
-    dtype: str = 'float32'  # of the computation; parameters are float32
-    remat: str = 'none'  # 'none', or 'full': recompute each layer in the backward pass
-    unroll: int = 1  # layers per iteration of the scan over layers
-    vocabulary_chunk: int = 8192  # rows of the output embedding per visit in log_probs
-
-    def __post_init__(self):
-        for field in (
-            'width',
-            'layers',
-            'heads',
-            'kv_heads',
-            'head_size',
-            'feed_forward',
-            'unroll',
-            'vocabulary_chunk',
-        ):
-            if getattr(self, field) < 1:
-                raise ValueError(f'{field} must be at least 1; it is {getattr(self, field)}')
-        if self.heads % self.kv_heads:
-            raise ValueError(f'heads = {self.heads} must be a multiple of kv_heads = {self.kv_heads}')
-        if self.head_size % 2:
-            raise ValueError(f'head_size must be even for rotary positions; it is {self.head_size}')
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f'dropout must be in [0, 1); it is {self.dropout}')
-        if self.dtype not in ('float32', 'bfloat16'):
-            raise ValueError(f"dtype must be 'float32' or 'bfloat16'; it is {self.dtype!r}")
-        if self.remat not in ('none', 'full'):
-            raise ValueError(f"remat must be 'none' or 'full'; it is {self.remat!r}")
-
-    def create(self, vocabulary_size: int, key: jax.Array) -> 'Transformer':
-        """A freshly initialised model."""
-        return Transformer(self, vocabulary_size, key)
-
-
-class Block(nnx.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
-
-    def __init__(self, config: TransformerConfig, key: jax.Array):
-        attend, feed = jax.random.split(key)
-        self.attention_norm = layers.RMSNorm(config.width, config.norm_epsilon)
-        self.attention = attention.Attention(
-            config.width, config.heads, config.kv_heads, config.head_size, config.rope_theta, attend
-        )
-        self.feed_forward_norm = layers.RMSNorm(config.width, config.norm_epsilon)
-        self.feed_forward = layers.GatedFeedForward(config.width, config.feed_forward, feed)
-
-    def project(self, x: Float[Array, 'B T D'], position: Int[Array, 'B T']) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values of the normalised input."""
-        return self.attention.project(self.attention_norm(x), position)
-
-    def finish(
-        self, x: Float[Array, 'B T D'], mixed: Float[Array, 'B T H h'], rate: float = 0.0, key: jax.Array | None = None
-    ) -> Float[Array, 'B T D']:
-        """The rest of the block after attention has mixed the values."""
-        first, second = (None, None) if key is None else jax.random.split(key)
-        x = x + layers.dropout(self.attention.merge_heads(mixed, x.dtype), rate, first)
-        x = x + layers.dropout(self.feed_forward(self.feed_forward_norm(x)), rate, second)
-        return constrain(x, 'batch')
+Context = tuple[Segment, ...]
 
 
 class Transformer(nnx.Module):
@@ -112,7 +37,7 @@ class Transformer(nnx.Module):
         )
         keys = jax.random.split(blocks, config.layers)
         self.blocks = parameters.stacked(jax.vmap(lambda key: Block(config, key))(keys))
-        self.final_norm = layers.RMSNorm(config.width, config.norm_epsilon)
+        self.final_norm = layers.NORMS[config.norm](config.width, config.norm_epsilon, config.norm_offset)
         own = layers.normal(head, (vocabulary_size, config.width), config.width)
         self.head = None if config.tied else layers.parameter(own, 'vocabulary', 'model')
 
@@ -123,7 +48,10 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
         """Token embeddings in the compute dtype."""
-        return constrain(self.embedding[...].astype(self.config.dtype)[tokens], 'batch')
+        embedded = self.embedding[...].astype(self.config.dtype)[tokens]
+        if self.config.embedding_scale:
+            embedded = embedded * jnp.asarray(self.config.width**0.5, embedded.dtype)
+        return constrain(embedded, 'batch')
 
     def forward(
         self,
@@ -140,54 +68,84 @@ class Transformer(nnx.Module):
           segment: segment of each token; 0 is padding, which nothing but padding sees.
           dropout_key: drops activations where given.
         """
-        rate = self.config.dropout
+        return self.forward_with_loss(tokens, position, segment, dropout_key)[0]
+
+    def forward_with_loss(
+        self,
+        tokens: Int[Array, 'B T'],
+        position: Int[Array, 'B T'],
+        segment: Int[Array, 'B T'],
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[Float[Array, 'B T D'], Float32[Array, '']]:
+        """As `forward`, and the model's own part of the loss per token: the weighted load-balancing loss, the mean
+        over layers (0 without experts)."""
+        config, rate = self.config, self.config.dropout
         time = jnp.arange(tokens.shape[1])
-        allowed = (segment[:, :, None] == segment[:, None, :]) & (time[:, None] >= time[None, :])
-        keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.layers + 1)
+        apart = time[:, None] - time[None, :]
+        full = (segment[:, :, None] == segment[:, None, :]) & (apart >= 0)
+        masks = (full, full & (apart < config.sliding_window))
+        turns = self._turns(position)
+        weight = (segment > 0).astype(jnp.float32)
+        keys = None if dropout_key is None else jax.random.split(dropout_key, config.layers + 1)
         x = layers.dropout(self.embed(tokens), rate, None if keys is None else keys[-1])
 
         def layer(x, inputs):
-            block, key = inputs
-            query, keys, value = block.project(x, position)
-            mixed = attention.merge([attention.attend(query, keys, value, allowed)])
-            return block.finish(x, mixed.astype(x.dtype), rate, key), None
+            block, sliding, key = inputs
+            query, keys, value = block.project(x, self._of_kind(sliding, *turns))
+            allowed = self._of_kind(sliding, *masks)
+            mixed = attention.merge([attention.attend(query, keys, value, allowed, config.attention_softcap)])
+            return block.finish(x, mixed, weight, rate, key)
 
-        if self.config.remat == 'full':
+        if config.remat == 'full':
             layer = jax.checkpoint(layer, prevent_cse=False)
-        x, _ = jax.lax.scan(layer, x, (self.blocks, None if keys is None else keys[:-1]), unroll=self.config.unroll)
-        return self.final_norm(x)
+        if config.remat == 'dots':
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
+        inputs = (self.blocks, jnp.array(config.sliding), None if keys is None else keys[:-1])
+        x, balance = jax.lax.scan(layer, x, inputs, unroll=config.unroll)
+        share = 0.0 if config.experts is None else config.experts.balance
+        return self.final_norm(x), share * balance.mean()
+
+    def read_prefix(self, tokens: Int[Array, 'X']) -> Context:
+        """The context made of text that all prompts begin with."""
+        return self.prefill(tokens[None], jnp.full(1, tokens.shape[0], jnp.int32))[1]
 
     def prefill(
-        self, tokens: Int[Array, 'B T'], length: Int32[Array, 'B'], context: tuple[Segment, ...] = ()
-    ) -> tuple[Float[Array, 'B T D'], Segment]:
+        self, tokens: Int[Array, 'B T'], length: Int32[Array, 'B'], context: Context = ()
+    ) -> tuple[Float[Array, 'B D'], Context]:
         """Reads prompts, each after the shared context.
 
         Args:
           tokens: prompts, padded at the right.
-          length: their lengths.
+          length: their lengths, at least 1.
           context: segments before the prompts; a segment of B' rows is shared by B / B' prompts each.
 
         Returns:
-          Hidden states (meaningless from `length` on), and the segment that `extend` takes as context.
+          The hidden state of each prompt's last token, and the context with the prompts' segment at its end.
         """
         batch, time = tokens.shape
-        offset = sum(segment_offset(segment, batch) for segment in context)
-        steps = jnp.arange(time)
-        position = jnp.broadcast_to(steps, tokens.shape) + jnp.reshape(offset, (-1, 1))
-        allowed = jnp.broadcast_to(steps[:, None] >= steps[None, :], (batch, time, time))
+        config, steps = self.config, jnp.arange(time)
+        places = attention.starts(context, batch)
+        position = jnp.broadcast_to(steps + places[-1][:, None], (batch, time))
+        apart = jnp.broadcast_to(steps[:, None] - steps[None, :], (batch, time, time))
+        masks = (apart >= 0, (apart >= 0) & (apart < config.sliding_window))
+        turns = self._turns(position)
 
         def layer(x, inputs):
-            block, past = inputs
-            query, key, value = block.project(x, position)
-            parts = [attention.attend(query, key, value, allowed)]
-            parts += [attention.attend_segment(query, segment) for segment in past]
-            x = block.finish(x, attention.merge(parts).astype(x.dtype))
+            block, sliding, past = inputs
+            query, key, value = block.project(x, self._of_kind(sliding, *turns))
+            parts = [attention.attend(query, key, value, self._of_kind(sliding, *masks), config.attention_softcap)]
+            parts += [
+                self._attend_segment(query, segment, sliding, position, place)
+                for segment, place in zip(past, places, strict=False)
+            ]
+            x, _ = block.finish(x, attention.merge(parts))
             return x, (jnp.moveaxis(key, 1, 3), jnp.moveaxis(value, 1, 2))
 
-        x, (key, value) = jax.lax.scan(
-            layer, self.embed(tokens), (self.blocks, in_layers(context, self.config.layers)), unroll=self.config.unroll
-        )
-        return self.final_norm(x), Segment(key, value, length)
+        inputs = (self.blocks, jnp.array(config.sliding), in_layers(context, config.layers))
+        x, (key, value) = jax.lax.scan(layer, self.embed(tokens), inputs, unroll=config.unroll)
+        last = jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
+        return self.final_norm(last), (*context, Segment(key, value, length))
 
     def new_segment(self, rows: int, room: int) -> Segment:
         """An empty segment for `rows` samples of up to `room` tokens, in the compute dtype."""
@@ -199,9 +157,7 @@ class Transformer(nnx.Module):
             jnp.zeros((), jnp.int32),
         )
 
-    def extend(
-        self, tokens: Int[Array, 'S'], context: tuple[Segment, ...], own: Segment
-    ) -> tuple[Float32[Array, 'S V'], Segment]:
+    def extend(self, tokens: Int[Array, 'S'], context: Context, own: Segment) -> tuple[Float32[Array, 'S V'], Segment]:
         """Reads one more token of every sample.
 
         Args:
@@ -213,45 +169,75 @@ class Transformer(nnx.Module):
           Logits of the token after, and the segment one longer (written in place inside a loop).
         """
         rows, index = tokens.shape[0], own.length
-        offset = sum(segment_offset(segment, rows) for segment in context)
-        position = jnp.broadcast_to(offset + index, (rows,))[:, None]
+        places = attention.starts(context, rows)
+        position = jnp.broadcast_to(places[-1] + index, (rows,))[:, None]
+        turns = self._turns(position)
 
         def layer(carry, inputs):
             x, keys, values = carry
-            block, past, number = inputs
-            query, key, value = block.project(x, position)
+            block, sliding, past, number = inputs
+            query, key, value = block.project(x, self._of_kind(sliding, *turns))
             keys = jax.lax.dynamic_update_slice(keys, jnp.moveaxis(key, 1, 3)[None], (number, 0, 0, 0, index))
             values = jax.lax.dynamic_update_slice(values, jnp.moveaxis(value, 1, 2)[None], (number, 0, 0, index, 0))
             mine = Segment(keys[number], values[number], index + 1)
-            parts = [attention.attend_segment(query, segment) for segment in (*past, mine)]
-            return (block.finish(x, attention.merge(parts).astype(x.dtype)), keys, values), None
+            parts = [
+                self._attend_segment(query, segment, sliding, position, place)
+                for segment, place in zip((*past, mine), places, strict=True)
+            ]
+            x, _ = block.finish(x, attention.merge(parts))
+            return (x, keys, values), None
 
-        numbers = jnp.arange(self.config.layers)
-        (x, keys, values), _ = jax.lax.scan(
-            layer,
-            (self.embed(tokens[:, None]), own.key, own.value),
-            (self.blocks, in_layers(context, self.config.layers), numbers),
-            unroll=self.config.unroll,
-        )
-        return self.logits(self.final_norm(x)[:, 0]), Segment(keys, values, index + 1)
+        count = self.config.layers
+        inputs = (self.blocks, jnp.array(self.config.sliding), in_layers(context, count), jnp.arange(count))
+        start = (self.embed(tokens[:, None]), own.key, own.value)
+        (x, keys, values), _ = jax.lax.scan(layer, start, inputs, unroll=self.config.unroll)
+        return self.logits(self.final_norm(x[:, 0])), Segment(keys, values, index + 1)
 
     def logits(self, hidden: Float[Array, '*rows D']) -> Float32[Array, '*rows V']:
         """Unnormalised scores of every token."""
-        return layers.product('...d,vd->...v', hidden, self.output_embedding, hidden.dtype)
+        return self._finish(layers.product('...d,vd->...v', hidden, self.output_embedding, hidden.dtype))
 
     def log_probs(self, hidden: Float[Array, '*rows D'], targets: Int[Array, '*rows']) -> Float32[Array, '*rows']:
         """Log-probabilities of the targets, never holding [rows, time, vocabulary]."""
-        return scoring.log_probs(hidden, self.output_embedding, targets, self.config.vocabulary_chunk)
+        chunk = self.config.vocabulary_chunk
+        return scoring.log_probs(hidden, self.output_embedding, targets, chunk, self._finish)
+
+    def entropies(self, hidden: Float[Array, '*rows D']) -> Float32[Array, '*rows']:
+        """Entropy of the next token in nats, never holding [rows, time, vocabulary]."""
+        return scoring.entropies(hidden, self.output_embedding, self.config.vocabulary_chunk, self._finish)
+
+    def _finish(self, logits: Float32[Array, '*shape']) -> Float32[Array, '*shape']:
+        scaled = logits if self.config.logit_scale == 1 else logits * self.config.logit_scale
+        return layers.softcap(scaled, self.config.logit_softcap)
+
+    def _turns(self, position: Int[Array, 'B T']) -> tuple[layers.Rotation, layers.Rotation]:
+        """Rotations of the full and of the sliding layers."""
+        config = self.config
+        full = layers.rotation(config.rope.frequencies(config.head_size), position)
+        if config.local_rope is None:
+            return full, full
+        return full, layers.rotation(config.local_rope.frequencies(config.head_size), position)
+
+    def _of_kind(self, sliding: jax.Array, full: Any, local: Any) -> Any:
+        """What belongs to a layer's kind; chosen while the program runs only where the layers differ."""
+        if len(set(self.config.sliding)) == 1:
+            return local if self.config.sliding[0] else full
+        if full is local:
+            return full
+        return jax.tree.map(lambda one, other: jnp.where(sliding, other, one), full, local)
+
+    def _attend_segment(
+        self, query: jax.Array, segment: Segment, sliding: jax.Array, position: jax.Array, start: jax.Array
+    ) -> attention.Part:
+        """Attention to a segment that begins at position `start`, as far back as the layer sees."""
+        allowed = None
+        if any(self.config.sliding):
+            near = attention.within(position, start, segment.key.shape[-1], self.config.sliding_window)
+            allowed = self._of_kind(sliding, jnp.ones_like(near), near)
+        return attention.attend_segment(query, segment, self.config.attention_softcap, allowed)
 
 
-def segment_offset(segment: Segment, rows: int) -> Int32[Array, '*rows']:
-    """Length of the segment that each of `rows` queries sees, [rows] or a scalar."""
-    if segment.length.ndim == 0:
-        return segment.length
-    return jnp.repeat(segment.length, rows // segment.length.shape[0], total_repeat_length=rows)
-
-
-def in_layers(context: tuple[Segment, ...], count: int) -> tuple[Segment, ...]:
+def in_layers(context: Context, count: int) -> Context:
     """The context as inputs of a scan over layers: lengths repeated, so that all leaves lead with L."""
     return tuple(
         Segment(segment.key, segment.value, jnp.broadcast_to(segment.length, (count, *segment.length.shape)))

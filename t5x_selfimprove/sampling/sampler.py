@@ -16,8 +16,12 @@ from t5x_selfimprove.vocabulary import Vocabulary
 class LanguageModel(Protocol):
     """What the sampler asks of a model. Hidden states, contexts and segments are the model's own affair."""
 
+    def read_prefix(self, tokens):
+        """The context made of text [X] that all prompts begin with."""
+
     def prefill(self, tokens, length, context=()):
-        """(hidden [B, T, D], segment): reads prompts after a shared context."""
+        """(hidden [B, D], context): reads prompts after a shared context; the state that the first token is drawn
+        from, and the context of the tokens to come."""
 
     def new_segment(self, rows, room):
         """An empty cache for the samples' own tokens."""
@@ -80,14 +84,9 @@ class Sampler:
         """
         questions, count = prompts.tokens.shape[0], self.samples
         keys = sample_keys(key, prompts.id, count)
-        shared = ()
-        if prompts.prefix.shape[0]:
-            _, prefix = model.prefill(prompts.prefix[None], jnp.full(1, prompts.prefix.shape[0], jnp.int32))
-            shared = (prefix,)
-        hidden, question = model.prefill(prompts.tokens, prompts.length, shared)
-        last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
-        logits = jnp.repeat(model.logits(last), count, axis=0, total_repeat_length=questions * count)
-        context = (*shared, question)
+        shared = (model.read_prefix(prompts.prefix),) if prompts.prefix.shape[0] else ()
+        hidden, context = model.prefill(prompts.tokens, prompts.length, *shared)
+        logits = jnp.repeat(model.logits(hidden), count, axis=0, total_repeat_length=questions * count)
 
         def step(state: SamplingState) -> SamplingState:
             previous = jax.lax.dynamic_index_in_dim(state.tokens, state.index - 1, axis=1, keepdims=False)

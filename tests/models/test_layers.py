@@ -7,6 +7,7 @@ import pytest
 
 from t5x_selfimprove.models import attention, layers
 from t5x_selfimprove.models.attention import Segment
+from t5x_selfimprove.models.config import Rope
 from tests.models.tiny import close
 
 
@@ -30,7 +31,7 @@ def softmax_attention(query, key, value, allowed):
 def test_attention_by_the_formula():
     query, key, value = normal(2, 5, 4, 6), normal(2, 5, 2, 6, seed=1), normal(2, 5, 2, 6, seed=2)
     allowed = jnp.broadcast_to(jnp.tril(jnp.ones((5, 5), bool)), (2, 5, 5))
-    grouped = attention.grouped(query, 2)
+    grouped = attention.grouped(query, 2, query.shape[-1] ** -0.5)
     got = jax.jit(lambda query: attention.merge([attention.attend(query, key, value, allowed)]))(grouped)
     for row in range(2):
         close(got[row], softmax_attention(query[row], key[row], value[row], allowed[row]))
@@ -39,15 +40,13 @@ def test_attention_by_the_formula():
 def test_segments_merge_to_attention_over_all_of_them():
     # 6 rows of 2 queries; a segment shared by all, one by 3 rows each, one of each row.
     query = normal(6, 2, 4, 6)
-    grouped = attention.grouped(query, 2)
+    grouped = attention.grouped(query, 2, query.shape[-1] ** -0.5)
     sizes, lengths = (1, 2, 6), ([3], [4, 1], [2, 2, 1, 2, 2, 2])
     segments, parts = [], []
     for number, (rows, length) in enumerate(zip(sizes, lengths, strict=True)):
         key, value = normal(rows, 4, 2, 6, seed=10 + number), normal(rows, 4, 2, 6, seed=20 + number)
         parts.append((key, value, length))
-        segments.append(
-            Segment(jnp.moveaxis(key, 1, 3), jnp.moveaxis(value, 1, 2), jnp.array(length, jnp.int32))
-        )
+        segments.append(Segment(jnp.moveaxis(key, 1, 3), jnp.moveaxis(value, 1, 2), jnp.array(length, jnp.int32)))
     together = lambda *context: attention.merge([attention.attend_segment(grouped, each) for each in context])  # noqa: E731
     got = jax.jit(together)(*segments)
     for row in range(6):
@@ -73,7 +72,7 @@ def test_root_mean_square_norm_by_the_formula():
 
 
 def test_gated_feed_forward_by_the_formula():
-    layer, x = layers.GatedFeedForward(4, 6, jax.random.key(0)), normal(3, 4)
+    layer, x = layers.GatedFeedForward(4, 6, 'silu', jax.random.key(0)), normal(3, 4)
     gate, up, down = (np.asarray(weight[...]) for weight in (layer.gate, layer.up, layer.down))
     gated = np.asarray(x) @ gate
     close(layer(x), (gated / (1 + np.exp(-gated)) * (x @ up)) @ down)
@@ -82,15 +81,18 @@ def test_gated_feed_forward_by_the_formula():
 def test_rotation_makes_products_depend_on_distance_alone():
     query, key = normal(1, 1, 1, 8), normal(1, 1, 1, 8, seed=1)
 
+    def turn(x, place):
+        return layers.rotate(x, layers.rotation(Rope(theta=100.0).frequencies(8), jnp.array([[place]])))
+
     def product(at, other):
-        turned = [layers.rotate(x, jnp.array([[place]]), 100.0) for x, place in ((query, at), (key, other))]
+        turned = [turn(x, place) for x, place in ((query, at), (key, other))]
         return float((turned[0] * turned[1]).sum())
 
     assert product(3, 1) == pytest.approx(product(12, 10), abs=1e-5)
     assert abs(product(3, 1) - product(3, 2)) > 1e-3
-    close(layers.rotate(query, jnp.array([[0]]), 100.0), query)
+    close(turn(query, 0), query)
     # The first number is paired with the fifth; their wavelength is 2 pi.
-    angle = layers.rotate(jnp.eye(8)[None, None, :1], jnp.array([[1]]), 100.0)[0, 0, 0]
+    angle = turn(jnp.eye(8)[None, None, :1], 1)[0, 0, 0]
     close(angle, np.array([np.cos(1), 0, 0, 0, np.sin(1), 0, 0, 0]))
 
 

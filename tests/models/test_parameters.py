@@ -65,6 +65,7 @@ def test_parameters_are_created_split_as_the_rules_say(sizes):
     whole = 4 * parameters.count(tiny)
     assert whole / parts <= partitioning.bytes_per_device(tiny) < whole / parts + 4 * 16 * 6
 
+
 def test_sampling_gathers_over_fsdp_and_stays_split_over_tensor():
     mesh = MeshShape(2, 2, 2).build()
     tiny = model()

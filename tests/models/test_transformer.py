@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_selfimprove.models.transformer import EXECUTION_FIELDS, TransformerConfig
+from t5x_selfimprove.models.config import EXECUTION_FIELDS, Experts, Rope, TransformerConfig
 from tests.models.tiny import (
     CONFIG,
     VOCABULARY,
@@ -30,16 +30,28 @@ def contexts(tiny, parts):
     questions = draw_tokens(QUESTIONS, max(LENGTHS), seed=2)
     segments, before = (), [[] for _ in LENGTHS]
     if 'prefix' in parts:
-        segments = (tiny.prefill(prefix[None], jnp.array([PREFIX], jnp.int32))[1],)
+        segments = tiny.read_prefix(prefix)
         before = [list(prefix) for _ in LENGTHS]
     if 'question' in parts:
-        segments += (tiny.prefill(questions, jnp.array(LENGTHS, jnp.int32), segments)[1],)
+        segments = tiny.prefill(questions, jnp.array(LENGTHS, jnp.int32), segments)[1]
         before = [row + list(mine[:length]) for row, mine, length in zip(before, questions, LENGTHS, strict=True)]
     return segments, before
 
 
 @pytest.mark.parametrize('parts', WITHOUT)
-@pytest.mark.parametrize('fields', [{}, {'kv_heads': 1, 'tied': False, 'unroll': 2}], ids=str)
+@pytest.mark.parametrize(
+    'fields',
+    [
+        {},
+        {'kv_heads': 1, 'tied': False, 'unroll': 2},
+        {'sliding_window': 3, 'attention_pattern': ('sliding', 'full'), 'local_rope': Rope(theta=7.0)},
+        {'sliding_window': 2, 'attention_pattern': ('sliding',), 'attention_softcap': 0.5, 'logit_softcap': 2.0},
+        {'parallel': True, 'norm': 'layer', 'qkv_bias': True},
+        {'post_norms': True, 'qk_norm': True, 'embedding_scale': True, 'norm_offset': 1.0},
+        {'experts': Experts(4, 2, 8)},
+    ],
+    ids=lambda fields: '-'.join(fields),
+)
 def test_extending_step_by_step_equals_forward(parts, fields):
     tiny = model(**fields)
     samples = QUESTIONS * SHARED
@@ -65,11 +77,11 @@ def test_prefill_in_a_context_equals_forward_on_the_whole_prompt(parts):
     context, before = contexts(tiny, parts)
     # Two prompts share the context of each question; the second of each pair is shorter.
     prompts, lengths = draw_tokens(2 * QUESTIONS, 4, seed=4), jnp.array([4, 2, 3, 1], jnp.int32)
-    hidden, segment = jax.jit(type(tiny).prefill)(tiny, prompts, lengths, context)
-    assert segment.rows == len(lengths)
+    hidden, longer = jax.jit(type(tiny).prefill)(tiny, prompts, lengths, context)
+    assert len(longer) == len(context) + 1 and longer[-1].rows == len(lengths)
     for row, length in enumerate(lengths.tolist()):
         whole_prompt = np.concatenate([before[row // 2], prompts[row, :length]])
-        close(tiny.logits(hidden[row, :length]), row_logits(tiny, whole_prompt)[-length:])
+        close(tiny.logits(hidden[row]), row_logits(tiny, whole_prompt)[-1])
 
 
 def test_a_token_sees_nothing_that_comes_after_it():
@@ -100,49 +112,90 @@ def test_two_examples_in_a_row_equal_two_rows():
     close(packed[5:9], row_logits(tiny, second))
 
 
-# A value of every field that is not the one in tiny.CONFIG.
+# A value of every field that is not the one in the base, and what the base needs for the field to mean something.
+SLIDES = {'sliding_window': 3, 'attention_pattern': ('full', 'sliding')}
+LLAMA3 = {'rope': Rope(100.0, 'llama3', 4.0, 0.5, 2.0, 6)}
+EXPERTS = {'experts': Experts(4, 2, 8)}
 OTHER = {
-    'width': 24,
-    'layers': 3,
-    'heads': 2,
-    'kv_heads': 4,
-    'head_size': 6,
-    'feed_forward': 32,
-    'rope_theta': 1000.0,
-    'norm_epsilon': 0.1,
-    'tied': False,
-    'dropout': 0.5,
-    'dtype': 'bfloat16',
-    'remat': 'full',
-    'unroll': 2,
-    'vocabulary_chunk': 7,
+    'width': ({}, 24),
+    'layers': ({}, 3),
+    'heads': ({}, 2),
+    'kv_heads': ({}, 4),
+    'head_size': ({}, 6),
+    'feed_forward': ({}, 32),
+    'experts': ({}, Experts(4, 2, 8)),
+    'activation': ({}, 'gelu_tanh'),
+    'norm': ({}, 'layer'),
+    'norm_epsilon': ({}, 0.1),
+    'norm_offset': ({}, 1.0),
+    'post_norms': ({}, True),
+    'parallel': ({}, True),
+    'rope': ({}, Rope(theta=1000.0)),
+    'local_rope': (SLIDES, Rope(theta=7.0)),
+    'sliding_window': (SLIDES, 2),
+    'attention_pattern': (SLIDES, ('sliding', 'full')),
+    'qkv_bias': ({}, True),
+    'qk_norm': ({}, True),
+    'query_scale': ({}, 0.1),
+    'attention_softcap': ({}, 0.5),
+    'embedding_scale': ({}, True),
+    'tied': ({}, False),
+    'logit_scale': ({}, 0.5),
+    'logit_softcap': ({}, 1.0),
+    'dropout': ({}, 0.5),
+    'dtype': ({}, 'bfloat16'),
+    'parameter_dtype': ({}, 'bfloat16'),
+    'remat': ({}, 'full'),
+    'unroll': ({}, 2),
+    'vocabulary_chunk': ({}, 7),
+    'Rope.theta': (LLAMA3, 50.0),
+    'Rope.scaling': (LLAMA3, 'linear'),
+    'Rope.factor': (LLAMA3, 2.0),
+    'Rope.low_frequency_factor': (LLAMA3, 1.0),
+    'Rope.high_frequency_factor': (LLAMA3, 3.0),
+    'Rope.original_length': (LLAMA3, 20),
+    'Experts.count': (EXPERTS, 5),
+    'Experts.chosen': (EXPERTS, 1),
+    'Experts.feed_forward': (EXPERTS, 4),
+    'Experts.normalize': (EXPERTS, False),
+    'Experts.balance': (EXPERTS, 0.5),
 }
 
 
+def base_and_other(field):
+    """The base's fields, and the same with the other value of one field."""
+    base, value = OTHER[field]
+    part, _, inner = field.rpartition('.')
+    if not part:
+        return base, {**base, field: value}
+    return base, {part.lower(): dataclasses.replace(base[part.lower()], **{inner: value})}
+
+
 def test_the_table_of_fields_is_complete():
-    assert set(OTHER) == {field.name for field in dataclasses.fields(TransformerConfig)}
+    inner = {f'{part.__name__}.{field.name}' for part in (Rope, Experts) for field in dataclasses.fields(part)}
+    assert set(OTHER) == {field.name for field in dataclasses.fields(TransformerConfig)} | inner
     assert set(EXECUTION_FIELDS) <= set(OTHER)
-    assert all(getattr(CONFIG, field) != value for field, value in OTHER.items())
 
 
 @pytest.mark.parametrize('field', OTHER)
 def test_every_field_changes_the_model_and_execution_fields_do_not(field):
-    plain, other = model(), model(**{field: OTHER[field]})
-    shapes = [[leaf.shape for leaf in jax.tree.leaves(each)] for each in (plain, other)]
+    plain, other = (model(**fields) for fields in base_and_other(field))
+    assert plain.config != other.config
+    kinds = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(each)] for each in (plain, other)]
     inputs = whole(draw_tokens(2, 6))
 
     @jax.jit
     def score(tiny, key):
-        hidden = tiny.forward(*inputs, dropout_key=key)
-        return tiny.logits(hidden), tiny.log_probs(hidden, inputs[0])
+        hidden, own = tiny.forward_with_loss(*inputs, dropout_key=key)
+        return tiny.logits(hidden), tiny.log_probs(hidden, inputs[0]), tiny.entropies(hidden), own
 
     key = jax.random.key(3)
     if field in EXECUTION_FIELDS:
-        assert shapes[0] == shapes[1]
+        assert kinds[0] == kinds[1]
         assert largest_difference(score(plain, key), score(other, key)) < 1e-5
         assert str(jax.make_jaxpr(gradient)(plain, inputs)) != str(jax.make_jaxpr(gradient)(other, inputs))
-    elif shapes[0] == shapes[1]:
-        assert largest_difference(score(plain, key)[0], score(other, key)[0]) > 1e-3
+    elif kinds[0] == kinds[1]:
+        assert largest_difference(score(plain, key), score(other, key)) > 1e-3
 
 
 def gradient(tiny, inputs):
@@ -163,7 +216,7 @@ def test_gradients_are_the_same_however_computed_and_remat_saves_memory():
 
     wanted, memory = compiled()
     assert min(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(wanted)) > 1e-4
-    results = {field: compiled(**{field: OTHER[field]}) for field in EXECUTION_FIELDS}
+    results = {field: compiled(**{field: OTHER[field][1]}) for field in EXECUTION_FIELDS}
     assert {field: largest_difference(got, wanted) < 1e-6 for field, (got, _) in results.items()} == dict.fromkeys(
         EXECUTION_FIELDS, True
     )
@@ -223,7 +276,7 @@ def test_layers_start_different_and_seeds_differ():
         ({'head_size': 5}, 'head_size must be even.*5'),
         ({'dropout': 1.0}, 'dropout must be in.*1.0'),
         ({'dtype': 'float16'}, "dtype must be 'float32' or 'bfloat16'; it is 'float16'"),
-        ({'remat': 'some'}, "remat must be 'none' or 'full'; it is 'some'"),
+        ({'remat': 'some'}, "remat must be 'none', 'dots' or 'full'; it is 'some'"),
     ],
 )
 def test_impossible_sizes_are_refused(fields, said):

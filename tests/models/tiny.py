@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_selfimprove.models.transformer import Transformer, TransformerConfig
+from t5x_selfimprove.models.config import Rope, TransformerConfig
+from t5x_selfimprove.models.transformer import Transformer
 
 VOCABULARY = 40
 CONFIG = TransformerConfig(
-    width=16, layers=2, heads=4, kv_heads=2, head_size=4, feed_forward=24, vocabulary_chunk=16, rope_theta=100.0
+    width=16, layers=2, heads=4, kv_heads=2, head_size=4, feed_forward=24, vocabulary_chunk=16, rope=Rope(theta=100.0)
 )
 
 
@@ -22,7 +23,7 @@ def _model(config: TransformerConfig, vocabulary: int, seed: int) -> Transformer
     generator = np.random.default_rng(seed)
 
     def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        mean, scale = (1.0, 0.1) if leaf.shape[1:] in ((), (config.width,)) else (0.0, config.width**-0.5)
+        mean, scale = (1.0, 0.1) if leaf.ndim < 3 and leaf.shape[0] != vocabulary else (0.0, config.width**-0.5)
         return jnp.asarray(generator.normal(mean, scale, leaf.shape), leaf.dtype)
 
     return jax.tree.map(fill, jax.eval_shape(lambda: config.create(vocabulary, jax.random.key(0))))

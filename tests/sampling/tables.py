@@ -37,15 +37,18 @@ class Table:
 
     table: jax.Array
 
+    def read_prefix(self, tokens):
+        return ()
+
     def prefill(self, tokens, length, context=()):
-        hidden = self.table[tokens[:, :1], 0, tokens]
-        return hidden, Place(tokens[:, 0])
+        last = jnp.take_along_axis(tokens, (length - 1)[:, None], axis=1)[:, 0]
+        return self.table[tokens[:, 0], 0, last], Place(tokens[:, 0])
 
     def new_segment(self, rows, room):
         return Own(jnp.zeros((), jnp.int32))
 
     def extend(self, tokens, context, own):
-        first = context[-1].first
+        first = context.first
         first = jnp.repeat(first, tokens.shape[0] // first.shape[0], total_repeat_length=tokens.shape[0])
         return self.table[first, own.length + 1, tokens], dataclasses.replace(own, length=own.length + 1)
 
