@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from t5x_selfimprove import files
 from t5x_selfimprove.checkpoints import describe_model, read_model
 from t5x_selfimprove.data import store
 from t5x_selfimprove.data.items import encode_questions, make_item
@@ -17,7 +18,7 @@ from t5x_selfimprove.feed import Feed
 from t5x_selfimprove.improve import Consolidator
 from t5x_selfimprove.models.config import TransformerConfig
 from t5x_selfimprove.sampling.sampler import Sampler
-from t5x_selfimprove.session import Place, Session, write_json
+from t5x_selfimprove.session import Place, Session
 from t5x_selfimprove.suite import Suite
 from t5x_selfimprove.templates import Template
 from t5x_selfimprove.vocabulary import Vocabulary
@@ -51,7 +52,9 @@ class Evaluate:
             session.announce('evaluate', state, {'model': f'{self.initial}, step {described.step:,}'})
             suite = Suite(session, self.vocabulary, self.evaluation, self.evaluation_questions, self.stored_questions)
             found = suite.measure(state.model, described.manifest.get('round', 0))
-            write_json(session.directory / 'evaluation.json', {'model': self.initial, 'step': described.step, **found})
+            files.write_json(
+                session.directory / 'evaluation.json', {'model': self.initial, 'step': described.step, **found}
+            )
             columns = ['suite', 'greedy', 'majority', 'pass@N', 'answered', 'calibration error']
             names = ('greedy_accuracy', 'majority_accuracy', 'pass_at_n', 'answered', 'calibration_error')
             row = [suite.name, *(percent(found[name]) for name in names)]
@@ -163,7 +166,7 @@ class SampleRun:
         tokens = int(np.sum([[path['tokens'] for path in entry['paths']] for entry in found]))
         display.say(f'{tokens:,} tokens in {seconds:.1f} s, compilation included')
         if self.output:
-            write_json(Path(self.output), found)
+            files.write_json(Path(self.output), found)
             display.say(f'written: {self.output}')
         return found
 

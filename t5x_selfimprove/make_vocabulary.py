@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from t5x_selfimprove import files
 from t5x_selfimprove.data.items import Bank, completion_text, item_texts
 from t5x_selfimprove.display import Display
-from t5x_selfimprove.session import check_writable, write_json
+from t5x_selfimprove.session import check_writable
 from t5x_selfimprove.vocabulary import SentencePieceVocabulary
 
 
@@ -94,7 +95,7 @@ class MakeVocabulary:
                 self.texts(), str(partial), self.size, self.model_type, self.character_coverage
             )
         made = {**describing, 'fingerprint': vocabulary.fingerprint()}
-        write_json(beside(path), made)
+        files.write_json(beside(path), made)
         os.replace(partial, path)
         display.say(f'made {path} in {time.perf_counter() - start:.1f} s')
         return made

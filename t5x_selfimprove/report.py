@@ -18,6 +18,8 @@ import re
 import string
 from typing import Any
 
+from t5x_selfimprove.files import write_text
+
 Json = dict[str, Any]
 
 QUESTIONS_PER_FILE = 200
@@ -63,9 +65,8 @@ def write_report(run_directory: str | os.PathLike, questions_per_file: int = QUE
         raise ValueError(f'questions_per_file must be at least 1; it is {questions_per_file}')
     run = read_run(directory)
     files, notices = read_samples(directory, run, questions_per_file)
-    target, partial = directory / 'report.html', directory / 'report.html.partial'
-    partial.write_text(render(dataclasses.replace(run, notices=run.notices + notices), files), encoding='utf-8')
-    os.replace(partial, target)  # a page that is open elsewhere is never half a page
+    target = directory / 'report.html'
+    write_text(target, render(dataclasses.replace(run, notices=run.notices + notices), files))
     return target
 
 

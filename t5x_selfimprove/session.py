@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import platform as machine
 import shutil
@@ -12,7 +11,7 @@ from typing import Any
 
 import jax
 
-from t5x_selfimprove import metrics, partitioning
+from t5x_selfimprove import files, metrics, partitioning
 from t5x_selfimprove.checkpoints import Checkpoints
 from t5x_selfimprove.display import Display, number_of_bytes
 from t5x_selfimprove.models import parameters
@@ -176,7 +175,7 @@ class Session:
 
     def save_config(self) -> None:
         """Writes the effective configuration beside the checkpoints; it re-parses to an equal run."""
-        write_text(self.directory / 'config.gin', self.config)
+        files.write_text(self.directory / 'config.gin', self.config)
 
     def check_room(self, state: Any) -> None:
         """Refuses to start where the checkpoints would not fit on the disk.
@@ -205,22 +204,6 @@ def check_writable(directory: Path) -> None:
         raise OSError(
             f'cannot write to the run directory {directory}: {error.strerror}. Choose another one.'
         ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.partial')  # always the same: what a killed run left is written over
-    with partial.open('w', encoding='utf-8') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    write_text(path, json.dumps(value, indent=1) + '\n')
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from t5x_selfimprove import evaluate, metrics, tally
+from t5x_selfimprove import evaluate, files, metrics, tally
 from t5x_selfimprove.data import store
 from t5x_selfimprove.display import percent
 from t5x_selfimprove.evaluate import Evaluation
@@ -55,7 +55,7 @@ class Suite:
         found = evaluate.summarise(results, evaluation.sampler.samples)
         flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (samples, verdict))
         stored = store.lines(self.items, *flat, self.vocabulary, labels=True, limit=self.stored)
-        store.write(session.directory / 'samples' / f'evaluation_{number:04d}.jsonl', stored)
+        files.write_json_lines(session.directory / 'samples' / f'evaluation_{number:04d}.jsonl', stored)
         counted = metrics.values(counts)
         lengths = {'edges': tally.length_edges(evaluation.sampler.max_tokens), 'counts': counted['length_histogram']}
         seconds = time.perf_counter() - start

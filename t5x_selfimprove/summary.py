@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from t5x_selfimprove import metrics
+from t5x_selfimprove import files, metrics
 from t5x_selfimprove.display import percent
-from t5x_selfimprove.session import write_json
 
 OF_EVALUATION = (
     'greedy_accuracy',
@@ -61,7 +60,7 @@ def summarise(directory: Path) -> dict[str, Any]:
         'devices': last['devices'],
         'versions': last['versions'],
     }
-    write_json(directory / 'summary.json', summary)
+    files.write_json(directory / 'summary.json', summary)
     return summary
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_selfimprove import improve, metrics, tally
+from t5x_selfimprove import files, improve, metrics, tally
 from t5x_selfimprove.checkpoints import Described, describe_model, read_model
 from t5x_selfimprove.data import store
 from t5x_selfimprove.data.items import Bank, Item, encode_examples
@@ -257,7 +257,7 @@ class _Run:
         start, seconds = time.perf_counter(), facts['seconds']['round']
         flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (left.samples, left.verdict))
         stored = store.lines(items, *flat, settings.vocabulary, settings.labels, settings.stored_questions)
-        store.write(session.directory / 'samples' / f'round_{number:04d}.jsonl', stored)
+        files.write_json_lines(session.directory / 'samples' / f'round_{number:04d}.jsonl', stored)
         found = metrics.values(left.metrics)
         loss = found['loss']  # None where there was nothing to train on
         if loss is not None and not np.isfinite(loss):

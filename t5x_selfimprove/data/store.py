@@ -1,9 +1,6 @@
 """The sample store: questions with all their sampled paths, one JSON object a line, for people and programs to read."""
 
-import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,15 +60,3 @@ def path(row: int, samples: Samples, verdict: Verdict, vocabulary: Vocabulary) -
 def spelled(answer: np.ndarray) -> str:
     """Canonical bytes as text."""
     return bytes(answer[answer > 0]).decode('utf-8', errors='replace')
-
-
-def write(file: Path, questions: Sequence[dict[str, Any]]) -> None:
-    """Writes a JSON-lines file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f'.{file.name}.partial')  # always the same: what a killed run left is written over
-    with partial.open('w', encoding='utf-8') as stream:
-        for question in questions:
-            stream.write(json.dumps(question, ensure_ascii=False) + '\n')
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, file)

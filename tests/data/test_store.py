@@ -1,8 +1,6 @@
 """The sample store on arrays small enough to write out."""
 
 import json
-import os
-import stat
 
 import numpy as np
 import pytest
@@ -76,32 +74,3 @@ def test_labels_are_never_written_for_unlabelled_questions():
 def test_limit(limit: int):
     found = store.lines(ITEMS, *two_questions(), VOCABULARY, labels=False, limit=limit)
     assert [one['id'] for one in found] == [item.id for item in ITEMS[:limit]]
-
-
-def test_write(tmp_path):
-    file = tmp_path / 'samples' / 'round_0001.jsonl'
-    questions = [{'question': 'Größe \u2028 "zwei"\n', 'paths': []}, {'question': '[b]', 'paths': []}]
-    store.write(file, [{'question': 'what was there before'}])
-    store.write(file, questions)
-    text = file.read_bytes().decode('utf-8')
-    assert text.endswith('\n') and [json.loads(line) for line in text.rstrip('\n').split('\n')] == questions
-    assert 'Größe' in text
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
-    mask = os.umask(0)
-    os.umask(mask)
-    assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~mask  # as readable as any other file of the run
-
-
-def test_a_file_is_whole_or_not_there(tmp_path):
-    file = tmp_path / 'round_0001.jsonl'
-    store.write(file, [{'question': 'before'}])
-    with pytest.raises(TypeError):
-        store.write(file, [{'question': 'after'}, {'question': object()}])
-    assert json.loads(file.read_text()) == {'question': 'before'}
-    for _ in range(2):  # what a failed writing leaves does not pile up
-        with pytest.raises(TypeError):
-            store.write(file, [{'question': object()}])
-    assert len(list(tmp_path.iterdir())) <= 2
-    store.write(file, [{'question': 'after'}])
-    assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    assert json.loads(file.read_text()) == {'question': 'after'}
