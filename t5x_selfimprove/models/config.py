@@ -125,6 +125,7 @@ class TransformerConfig:
     attention_softcap: float = 0.0  # scores become cap * tanh(scores / cap); 0: as they are
     embedding_scale: bool = False  # embeddings are multiplied by sqrt(width) (Gemma)
     tied: bool = True  # the output embedding is the input embedding
+    embedding_rows: int = 0  # of the embedding, at least the vocabulary's tokens, the rest never drawn; 0: one a token
     logit_scale: float = 1.0  # of the logits (PaLM: width ** -0.5)
     logit_softcap: float = 0.0
     dropout: float = 0.0  # after the embedding and after each attention and feed-forward, in learning only
@@ -181,8 +182,14 @@ class TransformerConfig:
         return tuple(pattern[layer % len(pattern)] == 'sliding' for layer in range(self.layers))
 
     def create(self, vocabulary_size: int, key: jax.Array) -> 'Transformer':
-        """A freshly initialised model."""
+        """A freshly initialised model. Raises ValueError where `embedding_rows` are fewer than the tokens."""
         from t5x_selfimprove.models.transformer import Transformer  # which needs this module
 
-        model = Transformer(self, vocabulary_size, key)
+        rows = self.embedding_rows or vocabulary_size
+        if rows < vocabulary_size:
+            raise ValueError(
+                f'embedding_rows = {rows} are fewer than the {vocabulary_size} tokens of the vocabulary; use the '
+                "model's own vocabulary"
+            )
+        model = Transformer(self, rows, key)
         return jax.tree.map(lambda array: array.astype(self.parameter_dtype), model)

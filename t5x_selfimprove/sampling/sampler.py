@@ -113,7 +113,10 @@ class Sampler:
         )
 
     def choose(self, logits: Float32[Array, 'S V'], keys: jax.Array, index: Int[Array, '']) -> Int32[Array, 'S']:
-        """The next token of every sample."""
+        """The next token of every sample. Rows of an embedding beyond the vocabulary stand for no token: they keep
+        their share of the distribution, in `log_probs` here as in learning, and are never drawn."""
+        if logits.shape[-1] > self.vocabulary.size:
+            logits = jnp.where(jnp.arange(logits.shape[-1]) < self.vocabulary.size, logits, -jnp.inf)
         if self.temperature == 0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         tempered = logits / self.temperature

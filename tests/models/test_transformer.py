@@ -140,6 +140,7 @@ OTHER = {
     'attention_softcap': ({}, 0.5),
     'embedding_scale': ({}, True),
     'tied': ({}, False),
+    'embedding_rows': ({}, 48),
     'logit_scale': ({}, 0.5),
     'logit_softcap': ({}, 1.0),
     'dropout': ({}, 0.5),
@@ -282,3 +283,8 @@ def test_layers_start_different_and_seeds_differ():
 def test_impossible_sizes_are_refused(fields, said):
     with pytest.raises(ValueError, match=said):
         dataclasses.replace(CONFIG, **fields)
+
+
+def test_an_embedding_without_a_row_for_each_token_is_refused():
+    with pytest.raises(ValueError, match=f'embedding_rows = 30 are fewer than the {VOCABULARY} tokens'):
+        model(embedding_rows=30)

@@ -251,3 +251,12 @@ def test_the_loop_stops_when_all_have_ended():
 def test_settings_out_of_range_are_refused(fields, said):
     with pytest.raises(ValueError, match=said):
         Sampler(**{'vocabulary': LETTERS, 'samples': 2, 'max_tokens': 4, **fields})
+
+
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
+def test_embedding_rows_beyond_the_vocabulary_are_never_drawn_and_keep_their_share(temperature):
+    logits = [0.0, -2.0, 1.0, 0.5, -1.0, 9.0, 3.0]  # two rows more than there are tokens, the likeliest of all
+    samples = sample(Sampler(LETTERS, 64, 3, temperature), constant([logits] * 3), prompts_of([[2, 3]]))
+    assert samples.tokens.max() < SIZE and len(np.unique(samples.tokens)) >= (1 if temperature == 0 else 4)
+    wanted = np.take(np.asarray(jax.nn.log_softmax(jnp.array(logits))), samples.tokens)
+    close(samples.log_probs[samples.mask], wanted[samples.mask], 1e-6)
