@@ -6,16 +6,21 @@ Every vocabulary is a frozen, hashable value with the same face (`Vocabulary`), 
 """
 
 from t5x_selfimprove.vocabulary.byte_tokens import ByteVocabulary
+from t5x_selfimprove.vocabulary.directory import check_fits, of_directory
+from t5x_selfimprove.vocabulary.hugging_face import HuggingFaceVocabulary
 from t5x_selfimprove.vocabulary.sentencepieces import SentencePieceVocabulary
 from t5x_selfimprove.vocabulary.spelled import Vocabulary, encode_following, spelling_table
 from t5x_selfimprove.vocabulary.words import WordVocabulary, pieces
 
 __all__ = [
     'ByteVocabulary',
+    'HuggingFaceVocabulary',
     'SentencePieceVocabulary',
     'Vocabulary',
     'WordVocabulary',
+    'check_fits',
     'encode_following',
+    'of_directory',
     'pieces',
     'spelling_table',
 ]

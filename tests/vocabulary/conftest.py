@@ -1,9 +1,12 @@
 """Vocabularies made for the tests of this folder."""
 
+import functools
+
 import pytest
 import sentencepiece
 
-from t5x_selfimprove.vocabulary import SentencePieceVocabulary
+from t5x_selfimprove.vocabulary import HuggingFaceVocabulary, SentencePieceVocabulary
+from tests.vocabulary import made
 from tests.vocabulary.texts import STORY
 
 
@@ -26,3 +29,15 @@ def llama_pieces(tmp_path_factory):
         split_digits=True, allow_whitespace_only_pieces=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
     )  # fmt: skip
     return SentencePieceVocabulary(str(path))
+
+
+@pytest.fixture(scope='session')
+def of_family(tmp_path_factory):
+    """Name of a family -> a vocabulary made as its own is."""
+
+    @functools.cache
+    def make(family: str) -> HuggingFaceVocabulary:
+        folder = tmp_path_factory.mktemp(family)
+        return HuggingFaceVocabulary(made.save(made.MAKERS[family](), folder, eos_token=made.EOS.get(family, '</s>')))
+
+    return make
