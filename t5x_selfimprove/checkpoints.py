@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from t5x_selfimprove.models import adapters
 from t5x_selfimprove.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -115,6 +116,10 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.Composite(arrays=arrays)).arrays
         return jax.tree.unflatten(treedef, [restored[name] for name in wanted])
 
+    def names(self, step: int | None = None) -> set[str]:
+        """The names of the arrays of a step."""
+        return set(self._manager.item_metadata(self._step(step))['arrays'].tree)
+
     def close(self) -> None:
         """Waits for what is being written."""
         self._manager.close()
@@ -152,11 +157,17 @@ def describe_model(directory: str, vocabulary: Vocabulary) -> Described:
 def read_model(directory: str, like: Any) -> Any:
     """The model of the last checkpoint of a run directory, in the shardings of `like`.
 
+    Where `like` has adapters and the checkpoint has none, the adapters of `like` are put on the checkpoint's weights.
+
     Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: it does not fit; names every array that does not.
     """
     source = Checkpoints(Path(directory))
-    model = source.restore({'model': like})['model']
+    adapted = {name for name in names_of({'model': like}) if name not in names_of({'model': adapters.unadapted(like)})}
+    if adapted and not adapted & source.names():
+        model = adapters.with_base(like, source.restore({'model': adapters.unadapted(like)})['model'])
+    else:
+        model = source.restore({'model': like})['model']
     source.close()
     return model

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float32, Int32, Integer
 from t5x_selfimprove import metrics, partitioning, tally
 from t5x_selfimprove.improve import Consolidator
 from t5x_selfimprove.metrics import Metrics
-from t5x_selfimprove.models import parameters
+from t5x_selfimprove.models import adapters, parameters
 from t5x_selfimprove.records import Questions, Samples, Verdict, record
 from t5x_selfimprove.sampling.sampler import Sampler
 from t5x_selfimprove.templates import Template
@@ -78,7 +78,7 @@ def measure(
     right is seen here, on labelled questions, and never needs a label in training.
     """
     key = jax.random.key(seed)
-    frozen = parameters.constrain(model, partitioning.SAMPLING)
+    frozen = parameters.constrain(adapters.for_sampling(model), partitioning.SAMPLING)
 
     def batch(_, questions: Questions):
         prompts = evaluation.prompt(questions)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from t5x_selfimprove import metrics, partitioning
 from t5x_selfimprove.learning import lessons
 from t5x_selfimprove.metrics import Metrics
-from t5x_selfimprove.models import parameters
+from t5x_selfimprove.models import adapters, parameters
 from t5x_selfimprove.records import Examples, Lessons, Questions, Samples, TrainState, Verdict, record
 from t5x_selfimprove.sampling.sampler import Sampler
 from t5x_selfimprove.tally import tally
@@ -80,7 +80,8 @@ def one_round(
       The state after, and the round's metrics, samples and verdict.
     """
     sample_key, judge_key, learn_key = jax.random.split(round_key(state), 3)
-    frozen = parameters.constrain(state.model, partitioning.SAMPLING)  # gathered once, not once a token
+    # Gathered, and adapters merged, once a round and not once a token.
+    frozen = parameters.constrain(adapters.for_sampling(state.model), partitioning.SAMPLING)
 
     def batch(_, questions: Questions) -> tuple[None, tuple[Samples, Verdict, Examples, Metrics]]:
         samples = recipe.sampler(frozen, recipe.prompt(questions), sample_key)
@@ -125,5 +126,5 @@ def new_state(model: Any, learner: Learner, seed: int, keep_base: bool) -> Train
         seed=jnp.asarray(seed, jnp.uint32),
         model=model,
         optimizer=learner.init(model),
-        base=jax.tree.map(jnp.copy, model) if keep_base else None,
+        base=jax.tree.map(jnp.copy, parameters.split(model)[0]) if keep_base else None,
     )

@@ -16,13 +16,13 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-MESH_AXES = ('data', 'fsdp', 'tensor')
+MESH_AXES = ('data', 'fsdp', 'expert', 'tensor')  # neighbouring devices last
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
 LEARNING: Rules = MappingProxyType(
     {
-        'batch': ('data', 'fsdp'),
+        'batch': ('data', 'fsdp', 'expert'),
         'vocabulary': 'tensor',
         'model': 'fsdp',
         'heads': 'tensor',
@@ -31,9 +31,11 @@ LEARNING: Rules = MappingProxyType(
         'head': None,
         'layers': None,
         'norm': None,
-        'experts': None,
+        'experts': 'expert',
         'expert_feed_forward': 'tensor',
         'router': None,
+        'buckets': None,
+        'low_rank': None,
     }
 )
 SAMPLING: Rules = MappingProxyType({**LEARNING, 'model': None})
@@ -50,6 +52,10 @@ class Axes:
 class MeshShape:
     """Sizes of the mesh axes; one of them may be -1 and takes the devices that are left.
 
+    `data` copies the parameters, `fsdp` splits all of them and gathers a layer at a time, `tensor` splits heads,
+    feed-forwards and vocabulary, `expert` splits the experts of a mixture and copies the rest; all but `tensor` split
+    the batch.
+
     Raises:
       ValueError: a size is neither positive nor -1, or more than one is -1.
     """
@@ -57,6 +63,7 @@ class MeshShape:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    expert: int = 1
 
     def __post_init__(self):
         sizes = self.sizes
@@ -84,7 +91,7 @@ class MeshShape:
                 f'mesh {self.sizes} does not fit {len(devices)} devices: '
                 f'{" x ".join(map(str, shape))} = {math.prod(shape)}. Change the sizes, or set one of them to -1.'
             )
-        return jax.sharding.Mesh(np.array(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+        return jax.sharding.Mesh(np.array(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
 def spec_of(axes: Axes, rules: Rules) -> PartitionSpec:
@@ -157,6 +164,17 @@ def constrain(value: Any, *names: str | None, rules: Rules = LEARNING) -> Any:
 def use(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager:
     """Context in which `constrain` and jit see the mesh."""
     return jax.set_mesh(mesh)
+
+
+def batch_parts(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
+    """Number of parts that the batch is split into."""
+    return math.prod(mesh.shape[axis] for axis in LEARNING['batch'] or ())
+
+
+def platform() -> str:
+    """'cpu', 'gpu' or 'tpu': of the mesh in context, which may be one that is only compiled for, else of jax."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def bytes_per_device(tree: Any) -> int:

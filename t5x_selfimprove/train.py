@@ -17,6 +17,7 @@ from t5x_selfimprove.display import number_of_bytes, percent
 from t5x_selfimprove.evaluate import Evaluation
 from t5x_selfimprove.feed import Feed
 from t5x_selfimprove.improve import Recipe, Round
+from t5x_selfimprove.models import parameters
 from t5x_selfimprove.models.config import TransformerConfig
 from t5x_selfimprove.records import Lessons, Questions, TrainState
 from t5x_selfimprove.report import write_report
@@ -174,7 +175,7 @@ class _Run:
             return session.checkpoints.restore(state)
         model = read_model(settings.initial, state.model)
         session.display.say(f'starting from {settings.initial}, step {initial.step:,}')
-        base = jax.tree.map(jnp.copy, model) if state.base is not None else None
+        base = jax.tree.map(jnp.copy, parameters.split(model)[0]) if state.base is not None else None
         return dataclasses.replace(state, model=model, base=base)
 
     def compile(self, state: TrainState) -> Any:

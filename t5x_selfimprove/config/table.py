@@ -23,6 +23,7 @@ from t5x_selfimprove.learning.lessons import Packing
 from t5x_selfimprove.learning.optimizers import Adafactor, AdamW, Schedule
 from t5x_selfimprove.learning.supervised import Supervised
 from t5x_selfimprove.make_vocabulary import MakeVocabulary
+from t5x_selfimprove.models.adapters import LowRank
 from t5x_selfimprove.models.config import Experts, Rope, TransformerConfig
 from t5x_selfimprove.partitioning import MeshShape
 from t5x_selfimprove.pretrain import Pretrain
@@ -55,6 +56,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'learning.Supervised': Supervised,
     'make_vocabulary.MakeVocabulary': MakeVocabulary,
     'models.Experts': Experts,
+    'models.LowRank': LowRank,
     'models.Rope': Rope,
     'models.TransformerConfig': TransformerConfig,
     'partitioning.MeshShape': MeshShape,

@@ -11,6 +11,7 @@ from t5x_selfimprove.learning import losses
 from t5x_selfimprove.learning.lessons import Packing, epoch_orders, minibatch
 from t5x_selfimprove.learning.optimizers import AdamW, Optimizer
 from t5x_selfimprove.metrics import Mean, Metrics, Sum, summed
+from t5x_selfimprove.models import parameters
 from t5x_selfimprove.records import Examples, Lessons, TrainState
 
 EPOCH_ORDERS = 8  # distinct shuffles of the rows before they repeat
@@ -59,7 +60,7 @@ class Supervised:
 
     def init(self, model: Any) -> optax.OptState:
         """Optimizer state for a model."""
-        return self.transformation.init(model)
+        return self.transformation.init(parameters.split(model)[0])
 
     def __call__(
         self, state: TrainState, examples: Examples, replay: Lessons | None, key: jax.Array
@@ -78,7 +79,7 @@ class Supervised:
         pack_key, train_key = jax.random.split(key)
         lessons, dropped = self.packing(examples, pack_key)
         if self.start_from == 'base':
-            state = dataclasses.replace(state, model=state.base)
+            state = dataclasses.replace(state, model=parameters.join(state.base, parameters.split(state.model)[1]))
         if self.fresh_optimizer:
             state = dataclasses.replace(state, optimizer=self.init(state.model))
         state, metrics = self.train(state, lessons, replay, train_key, self.steps)
@@ -112,29 +113,30 @@ class Supervised:
 
     def update(self, state: TrainState, batch: Lessons, key: jax.Array) -> tuple[TrainState, Metrics]:
         """One optimizer update on one batch; the batch's loss is the mean over its weighted tokens."""
+        trained, rest = parameters.split(state.model)
         use_dropout = state.model.config.dropout > 0
         micro = jax.tree.map(
             lambda x: x.reshape(self.accumulate, -1, *x.shape[1:]) if x.ndim else jnp.broadcast_to(x, self.accumulate),
             batch,
         )
 
+        def loss(trained, rows, dropout_key):
+            return losses.next_token(parameters.join(trained, rest), rows, dropout_key)
+
         def part(carry, inputs):
             number, rows = inputs
             dropout_key = jax.random.fold_in(key, number) if use_dropout else None
-            (total, weight), gradient = jax.value_and_grad(losses.next_token, has_aux=True)(
-                state.model, rows, dropout_key
-            )
+            (total, weight), gradient = jax.value_and_grad(loss, has_aux=True)(trained, rows, dropout_key)
             return jax.tree.map(jnp.add, carry, (total, weight, gradient)), None
 
-        zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.model))
+        zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
         (total, weight, gradient), _ = jax.lax.scan(part, zero, (jnp.arange(self.accumulate), micro))
         gradient = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-6), gradient)
-        updates, optimizer = self.transformation.update(gradient, state.optimizer, state.model)
+        updates, optimizer = self.transformation.update(gradient, state.optimizer, trained)
         metrics = {
             'loss': Mean(total, weight),
             'gradient_norm': Mean(optax.global_norm(gradient), jnp.ones(())),
             'training_tokens': Sum(jnp.sum(batch.segment > 0, dtype=jnp.float32)),
         }
-        return dataclasses.replace(
-            state, step=state.step + 1, model=optax.apply_updates(state.model, updates), optimizer=optimizer
-        ), metrics
+        model = parameters.join(optax.apply_updates(trained, updates), rest)
+        return dataclasses.replace(state, step=state.step + 1, model=model, optimizer=optimizer), metrics

@@ -5,6 +5,8 @@ samples share, and the sample's own tokens. Queries that share a segment attend 
 parts are merged by their log-sum-exp, so shared keys and values are never repeated in memory.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -68,11 +70,11 @@ class Attention(nnx.Module):
 
     def merge_heads(self, mixed: Float[Array, 'B T H h'], dtype: jnp.dtype) -> Float[Array, 'B T D']:
         """The output projection."""
-        return layers.product('btnh,nhd->btd', mixed, self.out[...], dtype).astype(dtype)
+        return layers.linear('btnh,nhd->btd', mixed, self.out, dtype).astype(dtype)
 
 
-def _project(x: jax.Array, weight: nnx.Param, bias: nnx.Param | None) -> jax.Array:
-    projected = layers.product('btd,dnh->btnh', x, weight[...], x.dtype)
+def _project(x: jax.Array, weight: Any, bias: nnx.Variable | None) -> jax.Array:
+    projected = layers.linear('btd,dnh->btnh', x, weight, x.dtype)
     return (projected if bias is None else projected + bias[...]).astype(x.dtype)
 
 

@@ -5,10 +5,12 @@
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
+
+from t5x_selfimprove.models.adapters import LowRank, adapt
 
 if TYPE_CHECKING:
     from t5x_selfimprove.models.transformer import Transformer
@@ -17,15 +19,28 @@ if TYPE_CHECKING:
 EXECUTION_FIELDS = ('remat', 'unroll', 'vocabulary_chunk')
 DTYPES = ('float32', 'bfloat16')
 REMAT = ('none', 'dots', 'full')
-ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh')
+ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh', 'relu')
 NORMS = ('rms', 'layer')
 KINDS = ('full', 'sliding')
 
 
-def _one_of(field: str, value: Any, known: tuple[str, ...]) -> None:
+def one_of(field: str, value: Any, known: tuple[str, ...]) -> None:
+    """Raises ValueError unless the value of a field is one of those known."""
     if value not in known:
         *others, last = (repr(word) for word in known)
         raise ValueError(f'{field} must be {", ".join(others)} or {last}; it is {value!r}')
+
+
+class ModelConfig(Protocol):
+    """What a run asks of a model's settings, of whatever kind; frozen dataclasses."""
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether prompts are read by an encoder, apart from the completions."""
+        ...
+
+    def create(self, vocabulary_size: int, key: jax.Array) -> Any:
+        """A freshly initialised model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +63,7 @@ class Rope:
     original_length: int = 8192  # tokens, before scaling
 
     def __post_init__(self):
-        _one_of('Rope.scaling', self.scaling, ('none', 'linear', 'llama3'))
+        one_of('Rope.scaling', self.scaling, ('none', 'linear', 'llama3'))
         if self.theta <= 0 or self.factor <= 0 or self.original_length < 1:
             raise ValueError(
                 f'Rope needs theta, factor and original_length above 0; they are {self.theta}, {self.factor}, '
@@ -128,6 +143,7 @@ class TransformerConfig:
     embedding_rows: int = 0  # of the embedding, at least the vocabulary's tokens, the rest never drawn; 0: one a token
     logit_scale: float = 1.0  # of the logits (PaLM: width ** -0.5)
     logit_softcap: float = 0.0
+    low_rank: LowRank | None = None  # adapters that train in place of the model's own weights
     dropout: float = 0.0  # after the embedding and after each attention and feed-forward, in learning only
     dtype: str = 'float32'  # of the computation
     parameter_dtype: str = 'float32'  # of the parameters; 'bfloat16' for models that are not trained
@@ -153,14 +169,14 @@ class TransformerConfig:
             ('activation', ACTIVATIONS),
             ('norm', NORMS),
         ):
-            _one_of(field, getattr(self, field), known)
+            one_of(field, getattr(self, field), known)
         self._check_attention()
 
     def _check_attention(self) -> None:
         if not self.attention_pattern:
             raise ValueError("attention_pattern must name at least one of 'full', 'sliding'")
         for kind in self.attention_pattern:
-            _one_of('attention_pattern', kind, KINDS)
+            one_of('attention_pattern', kind, KINDS)
         if ('sliding' in self.attention_pattern) != (self.sliding_window > 0):
             raise ValueError(
                 f'sliding_window = {self.sliding_window} and attention_pattern = {self.attention_pattern} contradict '
@@ -181,6 +197,11 @@ class TransformerConfig:
         pattern = self.attention_pattern
         return tuple(pattern[layer % len(pattern)] == 'sliding' for layer in range(self.layers))
 
+    @property
+    def reads_source(self) -> bool:
+        """Prompts and completions are rows of one kind."""
+        return False
+
     def create(self, vocabulary_size: int, key: jax.Array) -> 'Transformer':
         """A freshly initialised model. Raises ValueError where `embedding_rows` are fewer than the tokens."""
         from t5x_selfimprove.models.transformer import Transformer  # which needs this module
@@ -192,4 +213,5 @@ class TransformerConfig:
                 "model's own vocabulary"
             )
         model = Transformer(self, rows, key)
-        return jax.tree.map(lambda array: array.astype(self.parameter_dtype), model)
+        model = jax.tree.map(lambda array: array.astype(self.parameter_dtype), model)
+        return adapt(model, self.low_rank, jax.random.fold_in(key, 1))

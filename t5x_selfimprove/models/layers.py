@@ -15,12 +15,17 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'silu': jax.nn.silu,
     'gelu': lambda x: jax.nn.gelu(x, approximate=False),
     'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+    'relu': jax.nn.relu,
 }
 
 
 def parameter(value: jax.Array, *axes: str) -> nnx.Param:
     """A parameter with logical axis names (read by `parameters.logical_axes`)."""
     return nnx.Param(value, axes=axes)
+
+
+class Frozen(nnx.Variable):
+    """A parameter that is not trained."""
 
 
 def normal(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
@@ -31,6 +36,13 @@ def normal(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
 def product(subscripts: str, left: jax.Array, right: jax.Array, dtype: Any) -> jax.Array:
     """einsum of operands cast to `dtype`, accumulated and returned in float32."""
     return jnp.einsum(subscripts, left.astype(dtype), right.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def linear(subscripts: str, x: jax.Array, weight: Any, dtype: Any) -> jax.Array:
+    """`product` of `x` with a parameter, or with an adapted one (adapters.Adapted)."""
+    if isinstance(weight, nnx.Variable):
+        return product(subscripts, x, weight[...], dtype)
+    return weight.product(subscripts, x, dtype)
 
 
 def softcap(x: Float32[Array, '*shape'], cap: float) -> Float32[Array, '*shape']:
@@ -85,10 +97,10 @@ class GatedFeedForward(nnx.Module):
     def __call__(self, x: Float[Array, '*rows D']) -> Float[Array, '*rows D']:
         """Same shape and dtype as `x`."""
         dtype = x.dtype
-        gate = product('...d,df->...f', x, self.gate[...], dtype)
-        up = product('...d,df->...f', x, self.up[...], dtype)
+        gate = linear('...d,df->...f', x, self.gate, dtype)
+        up = linear('...d,df->...f', x, self.up, dtype)
         inner = ACTIVATIONS[self.activation](gate) * up
-        return product('...f,fd->...d', inner, self.down[...], dtype).astype(dtype)
+        return linear('...f,fd->...d', inner, self.down, dtype).astype(dtype)
 
 
 Rotation = tuple[Float32[Array, '*rows T 1 half'], Float32[Array, '*rows T 1 half']]  # cosines and sines

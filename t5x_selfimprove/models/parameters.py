@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from t5x_selfimprove import partitioning
+from t5x_selfimprove.models import layers
 
 
 def _is_parameter(leaf: Any) -> bool:
@@ -42,6 +43,22 @@ def stacked(layer: Any) -> Any:
     for leaf in jax.tree.leaves(layer, is_leaf=_is_parameter):
         leaf.set_metadata(axes=('layers', *leaf.get_metadata()['axes']))
     return layer
+
+
+def split(model: Any) -> tuple[Any, Any]:
+    """(the parameters that train, the rest): two models with None in the other's places."""
+    leaves, treedef = jax.tree.flatten(model, is_leaf=_is_parameter)
+    trained = [None if isinstance(leaf, layers.Frozen) else leaf for leaf in leaves]
+    rest = [leaf if isinstance(leaf, layers.Frozen) else None for leaf in leaves]
+    return jax.tree.unflatten(treedef, trained), jax.tree.unflatten(treedef, rest)
+
+
+def join(trained: Any, rest: Any) -> Any:
+    """The model that `split` took apart."""
+    whole = lambda leaf: leaf is None or _is_parameter(leaf)  # noqa: E731
+    pairs = zip(jax.tree.leaves(trained, is_leaf=whole), jax.tree.leaves(rest, is_leaf=whole), strict=True)
+    leaves = [one if other is None else other for one, other in pairs]
+    return jax.tree.unflatten(jax.tree.structure(trained, is_leaf=whole), leaves)
 
 
 def count(tree: Any) -> int:

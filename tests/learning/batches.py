@@ -71,6 +71,9 @@ class Bigram:
     head: jax.Array
     config: BigramConfig
 
+    def forward_with_loss(self, tokens, position, segment, dropout_key=None):
+        return self.forward(tokens, position, segment, dropout_key), jnp.zeros(())
+
     def forward(self, tokens, position, segment, dropout_key=None):
         return layers.dropout(self.embedding[tokens], self.config.dropout, dropout_key)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5x_selfimprove.models.adapters import LowRank
 from t5x_selfimprove.models.config import EXECUTION_FIELDS, Experts, Rope, TransformerConfig
 from tests.models.tiny import (
     CONFIG,
@@ -143,6 +144,7 @@ OTHER = {
     'embedding_rows': ({}, 48),
     'logit_scale': ({}, 0.5),
     'logit_softcap': ({}, 1.0),
+    'low_rank': ({}, LowRank()),
     'dropout': ({}, 0.5),
     'dtype': ({}, 'bfloat16'),
     'parameter_dtype': ({}, 'bfloat16'),
