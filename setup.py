@@ -47,7 +47,7 @@ setuptools.setup(
         'gin-config>=0.5.0,<0.6',  # config.py reads two private tables of 0.5.0
         'jax>=0.10.2',
         'jaxtyping>=0.3.11',
-        'jinja2>=3.1',  # chat templates
+        'jinja2>=3.1.6',  # chat templates
         'numpy>=2.0',
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',

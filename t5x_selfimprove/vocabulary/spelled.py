@@ -79,6 +79,15 @@ class Spelled:
         return b''.join([table[token] for token in ids])
 
 
+def encode_preceding(vocabulary: Vocabulary, text: str) -> list[int]:
+    """Tokens of a text that another one follows, which is encoded by itself.
+
+    Where the vocabulary puts a space before that one, a space at the end of this one would be a second.
+    """
+    adds = isinstance(vocabulary, Spelled) and vocabulary.adds_space
+    return vocabulary.encode(text.removesuffix(' ') if adds else text)
+
+
 def encode_following(vocabulary: Vocabulary, text: str) -> list[int]:
     """Tokens of a text that goes on where other text ended: without the space that some vocabularies put first.
 

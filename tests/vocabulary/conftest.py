@@ -3,7 +3,6 @@
 import functools
 
 import pytest
-import sentencepiece
 
 from t5x_selfimprove.vocabulary import HuggingFaceVocabulary, SentencePieceVocabulary
 from tests.vocabulary import made
@@ -23,12 +22,7 @@ def trained(tmp_path_factory):
 def llama_pieces(tmp_path_factory):
     """A model as that of Llama 2: BPE, a space before every text, bytes for what it does not know, no padding."""
     path = tmp_path_factory.mktemp('llama') / 'tokenizer.model'
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([STORY] * 10), model_prefix=str(path.with_suffix('')), vocab_size=330,
-        model_type='bpe', byte_fallback=True, normalization_rule_name='identity', remove_extra_whitespaces=False,
-        split_digits=True, allow_whitespace_only_pieces=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
-    )  # fmt: skip
-    return SentencePieceVocabulary(str(path))
+    return made.llama_pieces(path)
 
 
 @pytest.fixture(scope='session')

@@ -11,6 +11,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from t5x_selfimprove.vocabulary import SentencePieceVocabulary
 from tests.vocabulary.texts import STORY
 
 LESSONS = [f'{STORY} {name} has {n} {thing}.' for n in range(40) for name in ('Anna', 'Ben') for thing in ('cups', 'é')]
@@ -149,6 +150,17 @@ def t5_converted() -> Tokenizer:
 def unigram_with_bytes() -> Tokenizer:
     """Unigram that spells what it does not know byte by byte."""
     return unigram(None, pre_tokenizers.Metaspace(), byte_tokens=True)
+
+
+def llama_pieces(path: pathlib.Path) -> SentencePieceVocabulary:
+    """A SentencePiece model as that of Llama 2: BPE with byte tokens, a space put before every text, no padding."""
+    with path.open('wb') as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([STORY] * 10), model_writer=model, vocab_size=330, model_type='bpe',
+            byte_fallback=True, normalization_rule_name='identity', remove_extra_whitespaces=False, split_digits=True,
+            allow_whitespace_only_pieces=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
+        )  # fmt: skip
+    return SentencePieceVocabulary(str(path))
 
 
 MAKERS: dict[str, Callable[[], Tokenizer]] = {

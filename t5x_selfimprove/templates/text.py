@@ -1,4 +1,4 @@
-"""Prompt templates: text with a {question} in it, compiled to token segments, rendered by one ragged concatenation."""
+"""A text with a {question} in it."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Int32
 
 from t5x_selfimprove.records import Prompts, Questions
-from t5x_selfimprove.vocabulary import Vocabulary
+from t5x_selfimprove.vocabulary import Vocabulary, encode_following, encode_preceding
 
 SLOT = '{question}'
 
@@ -36,12 +36,12 @@ class Template:
     def before(self) -> tuple[int, ...]:
         """Tokens before the question, beginning-of-text first where the vocabulary has one."""
         start = () if self.vocabulary.bos_id is None else (self.vocabulary.bos_id,)
-        return (*start, *self.vocabulary.encode(self.text.split(SLOT)[0]))
+        return (*start, *encode_preceding(self.vocabulary, self.text.split(SLOT)[0]))
 
     @functools.cached_property
     def after(self) -> tuple[int, ...]:
         """Tokens after the question."""
-        return tuple(self.vocabulary.encode(self.text.split(SLOT)[1]))
+        return tuple(encode_following(self.vocabulary, self.text.split(SLOT)[1]))
 
     def __call__(self, questions: Questions) -> Prompts:
         """Renders Q questions of room W as prompts of room P = W + len(after); runs on device.

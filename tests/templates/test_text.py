@@ -5,26 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_selfimprove.records import Questions, check
+from t5x_selfimprove.records import check
 from t5x_selfimprove.templates import Template, concatenate
 from t5x_selfimprove.vocabulary import ByteVocabulary
 from tests.consolidation.batches import Spelled
+from tests.templates.batches import questions_of
+from tests.vocabulary import made
 
 BYTES = ByteVocabulary()
 LETTERS = Spelled((b'', b'', b'a', b'b', b'?'))  # no begin-of-text
-
-
-def questions_of(vocabulary, texts, room):
-    rows = [vocabulary.encode(text) for text in texts]
-    count = len(rows)
-    return Questions(
-        tokens=jnp.array([row + [vocabulary.pad_id] * (room - len(row)) for row in rows], jnp.int32),
-        length=jnp.array([len(row) for row in rows], jnp.int32),
-        answer=jnp.zeros((count, 1), jnp.uint8),
-        known=jnp.zeros(count, bool),
-        weight=jnp.ones(count),
-        id=jnp.arange(2 * count, dtype=jnp.uint32).reshape(count, 2),
-    )
 
 
 def test_ragged_rows_are_joined_without_gaps():
@@ -58,6 +47,17 @@ def test_prompts_equal_the_encoded_text(text):
         assert (prompts.tokens[row, prompts.length[row] :] == BYTES.pad_id).all()
     assert prompts.tokens.shape[1] == 20 + len(text.split('{question}')[1])
     np.testing.assert_array_equal(prompts.id, np.arange(6).reshape(3, 2))
+
+
+@pytest.mark.parametrize('text', ['Q: {question}', 'Q: {question} A:', '{question}\nA:', '{question}'])
+def test_a_vocabulary_that_puts_a_space_before_a_text_puts_no_second_one(text, tmp_path):
+    llama_pieces = made.llama_pieces(tmp_path / 'tokenizer.model')
+    template = Template(llama_pieces, text)
+    question = llama_pieces.encode('Why?')
+    assert [*template.before, *question, *template.after] == [
+        1,
+        *llama_pieces.encode(text.replace('{question}', 'Why?')),
+    ]
 
 
 def test_without_begin_of_text_the_prefix_may_be_empty():

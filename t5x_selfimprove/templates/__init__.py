@@ -1,0 +1,11 @@
+"""Prompts: text round a question, compiled to token segments, rendered by one ragged concatenation.
+
+text.py    Template: text with {question} in it
+chat.py    ChatTemplate: the same as a message in the chat format of a checkpoint
+jinja.py   ... rendered as its makers do
+"""
+
+from t5x_selfimprove.templates.chat import ChatTemplate
+from t5x_selfimprove.templates.text import SLOT, Template, concatenate
+
+__all__ = ['SLOT', 'ChatTemplate', 'Template', 'concatenate']
