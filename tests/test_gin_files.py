@@ -4,7 +4,8 @@ A run opens with its command, as
 
     # python -m t5x_selfimprove improve --gin_file=gin/runs/quickstart.gin --gin.RUN_DIR=runs/quickstart
 
-which may go on in the next comment lines after a backslash. The test builds exactly that.
+which may go on in the next comment lines after a backslash. The test builds exactly that, and the commands that open
+part files too: a part that no file includes has one that adds it to a run.
 """
 
 import functools
@@ -19,6 +20,7 @@ from t5x_selfimprove.config import checking
 from t5x_selfimprove.config.reading import Reader, read_text
 from t5x_selfimprove.config.statements import Binding, Include
 from t5x_selfimprove.vocabulary import SentencePieceVocabulary
+from tests.vocabulary import made
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'gin').rglob('*.gin'))
@@ -58,7 +60,7 @@ def mistakes(files: dict[str, str]) -> list[str]:
         found += [str(problem) for problem in problems]
         used |= {said.file for said in statements if isinstance(said, Include)}
         arguments = [config.parse_arguments(argv) for argv in commands(text)]
-        used |= {file for one in arguments for file in one.files if file != name}
+        used |= {file for one in arguments for file in one.files}
         if not any(comment(text)):
             found.append(f'{name} does not open with a comment')
         if name.startswith(COMPLETE) and not arguments:
@@ -84,23 +86,28 @@ def a_vocabulary(folder: pathlib.Path) -> bytes:
     return path.read_bytes()
 
 
-def make_vocabularies(files: tuple[str, ...], folder: pathlib.Path) -> None:
-    """Puts a vocabulary wherever gin files name one: a prompt is cut into tokens when it is built."""
+def make_vocabularies(files: tuple[str, ...], bindings: tuple[str, ...], folder: pathlib.Path) -> None:
+    """Puts a vocabulary wherever gin files and bindings name one: a prompt is cut into tokens when it is built."""
     reader = Reader()
     for file in files:
         reader.file(file)
+    for binding in bindings:
+        reader.flag(binding)
     for named in {said.value for said in reader.bindings if str(said.value).endswith('.model')}:
         path = pathlib.Path(named)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(a_vocabulary(folder))
+    for named in {said.value for said in reader.bindings if said.name == 'CHECKPOINT' and isinstance(said.value, str)}:
+        template = '<|im_start|>{{ messages[0].content }}<|im_end|>'
+        made.save(made.qwen(), pathlib.Path(named), eos_token='<|im_end|>', chat_template=template)
 
 
-@pytest.mark.parametrize('name', [name for name in FILES if name.startswith(COMPLETE)])
-def test_runs_build(name, tmp_path, tmp_path_factory, monkeypatch):
+@pytest.mark.parametrize('name', [name for name in FILES if commands((ROOT / name).read_text(encoding='utf-8'))])
+def test_commands_build(name, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)  # files are found from the repository wherever one stands
     for argv in commands((ROOT / name).read_text(encoding='utf-8')):
         asked = config.parse_arguments(argv)
-        make_vocabularies(asked.files, tmp_path_factory.getbasetemp())
+        make_vocabularies(asked.files, asked.bindings, tmp_path_factory.getbasetemp())
         built = config.build(config.ROOTS[asked.command], asked.files, asked.bindings)
         pathlib.Path('saved.gin').write_text(built.text, encoding='utf-8')
         again = config.build(config.ROOTS[asked.command], ['saved.gin'])

@@ -30,9 +30,15 @@ from t5x_selfimprove.pretrain import Pretrain
 from t5x_selfimprove.sampling.sampler import Sampler
 from t5x_selfimprove.sampling.transforms import TopK, TopP
 from t5x_selfimprove.session import Place
-from t5x_selfimprove.templates import Template
+from t5x_selfimprove.templates import ChatTemplate, Template
 from t5x_selfimprove.train import Improve
-from t5x_selfimprove.vocabulary import ByteVocabulary, SentencePieceVocabulary, WordVocabulary
+from t5x_selfimprove.vocabulary import (
+    ByteVocabulary,
+    HuggingFaceVocabulary,
+    SentencePieceVocabulary,
+    WordVocabulary,
+    of_directory,
+)
 
 TABLE: dict[str, Callable[..., Any]] = {
     'ask.Evaluate': Evaluate,
@@ -65,12 +71,15 @@ TABLE: dict[str, Callable[..., Any]] = {
     'sampling.TopK': TopK,
     'sampling.TopP': TopP,
     'session.Place': Place,
+    'templates.ChatTemplate': ChatTemplate,
     'templates.Template': Template,
     'feed.Feed': Feed,
     'train.Improve': Improve,
     'vocabulary.ByteVocabulary': ByteVocabulary,
+    'vocabulary.HuggingFaceVocabulary': HuggingFaceVocabulary,
     'vocabulary.SentencePieceVocabulary': SentencePieceVocabulary,
     'vocabulary.WordVocabulary': WordVocabulary,
+    'vocabulary.of_directory': of_directory,
 }
 
 ROOTS = {

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from t5x_selfimprove.records import Examples, Questions
-from t5x_selfimprove.vocabulary import Vocabulary
+from t5x_selfimprove.vocabulary import Vocabulary, encode_following
 
 TOO_LONG = ('refuse', 'skip')
 
@@ -207,7 +207,8 @@ def encode_examples(
     pairs = []
     for item in items:
         prompt = before + vocabulary.encode(item.question) + after if item.question else []
-        completion = vocabulary.encode(completion_text(item, answer_text))
+        text = completion_text(item, answer_text)
+        completion = encode_following(vocabulary, text) if prompt else vocabulary.encode(text)
         pairs.append((item, prompt + completion + [vocabulary.eos_id], len(prompt)))
     kept, skipped = _that_fit(pairs, room, too_long, 'example (prompt, completion and end of text)')
     rows = _row_count(len(kept), count)

@@ -20,6 +20,7 @@ from t5x_selfimprove.data.items import (
 )
 from t5x_selfimprove.data.possessions import Possessions
 from t5x_selfimprove.vocabulary import ByteVocabulary
+from tests.vocabulary.made import llama_pieces
 
 BYTES = ByteVocabulary()
 ITEMS = [make_item('2+3?', '2 + 3 = 5.', '5'), make_item('1?', None, '1'), make_item('9?')]
@@ -116,6 +117,15 @@ def test_plain_text_has_no_prompt():
     examples, _ = encode_examples([make_item('', 'to be')], BYTES, [2, 81], [10], room=8)
     assert examples.tokens.tolist() == [[*BYTES.encode('to be'), 1, 0, 0]]
     assert examples.prompt_length.tolist() == [0] and examples.length.tolist() == [6]
+
+
+def test_a_completion_follows_its_prompt_and_plain_text_follows_nothing(tmp_path):
+    pieces = llama_pieces(tmp_path / 'tokenizer.model')  # puts a space before every text
+    items = [make_item('Why?', 'He has 7.'), make_item('', 'He has 7.')]
+    examples, _ = encode_examples(items, pieces, [1], pieces.encode('A:'), room=40)
+    start, end = examples.prompt_length[0], examples.length[0]
+    assert [*examples.tokens[0, start:end]] == [*pieces.encode('He has 7.'), pieces.eos_id]  # no second space
+    assert [*examples.tokens[1, : examples.length[1]]] == [*pieces.encode('He has 7.'), pieces.eos_id]
 
 
 def test_examples_too_long():
