@@ -57,7 +57,7 @@ class Attention(nnx.Module):
         self.scale = size**-0.5 if config.query_scale is None else config.query_scale
 
     def project(
-        self, x: Float[Array, 'B T D'], turn: layers.Rotation
+        self, x: Float[Array, 'B T D'], turn: layers.Rotation | None
     ) -> tuple[Float[Array, 'B K G T h'], Float[Array, 'B T K h'], Float[Array, 'B T K h']]:
         """Grouped and scaled queries, keys and values, positions applied, in the dtype of `x`."""
         query = _project(x, self.query, self.query_bias)

@@ -28,7 +28,7 @@ class Block(nnx.Module):
         self.feed_forward_post_norm = norm() if config.post_norms else None
 
     def project(
-        self, x: Float[Array, 'B T D'], turn: layers.Rotation
+        self, x: Float[Array, 'B T D'], turn: layers.Rotation | None
     ) -> tuple[Float[Array, 'B K G T h'], Float[Array, 'B T K h'], Float[Array, 'B T K h']]:
         """Queries, keys and values of the normalised input."""
         return self.attention.project(self.attention_norm(x), turn)

@@ -130,7 +130,7 @@ class TransformerConfig:
     norm_offset: float = 0.0  # added to every norm's scale (Gemma: 1)
     post_norms: bool = False  # norms after attention and after the feed-forward too (Gemma 2, 3)
     parallel: bool = False  # x + attention(norm(x)) + feed_forward(norm(x)) (PaLM)
-    rope: Rope = Rope()
+    rope: Rope | None = Rope()  # None: no positions but those the causal mask tells (arXiv:2305.19466)
     local_rope: Rope | None = None  # of the sliding layers; None: `rope`
     sliding_window: int = 0  # tokens a sliding layer sees, itself included; 0: no layer slides
     attention_pattern: tuple[str, ...] = ('full',)  # 'full' or 'sliding', repeated over the layers
@@ -182,8 +182,10 @@ class TransformerConfig:
                 f'sliding_window = {self.sliding_window} and attention_pattern = {self.attention_pattern} contradict '
                 "each other: give both a window and a pattern with 'sliding', or neither"
             )
-        if self.local_rope is not None and not self.sliding_window:
-            raise ValueError('local_rope is of the sliding layers, and there are none; give rope alone')
+        if self.local_rope is not None and not (self.sliding_window and self.rope):
+            raise ValueError(
+                'local_rope is of the sliding layers, beside the rope of the others; one of them is missing'
+            )
         if min(self.attention_softcap, self.logit_softcap) < 0:
             raise ValueError(
                 f'soft-caps must be positive, or 0 for none; they are {self.attention_softcap}, {self.logit_softcap}'

@@ -112,16 +112,18 @@ def rotation(frequencies: Float32[Any, 'half'], position: Int[Array, '*rows T'])
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x: Float[Array, '*rows T heads h'], turn: Rotation) -> jax.Array:
+def rotate(x: Float[Array, '*rows T heads h'], turn: Rotation | None) -> jax.Array:
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), first half paired with second half.
 
     Args:
       x: queries or keys.
-      turn: from `rotation`.
+      turn: from `rotation`; None: no positions, `x` as it is.
 
     Returns:
       The rotated array, in the dtype of `x`; computed in float32.
     """
+    if turn is None:
+        return x
     cos, sin = turn
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

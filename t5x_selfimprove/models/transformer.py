@@ -210,9 +210,11 @@ class Transformer(nnx.Module):
         scaled = logits if self.config.logit_scale == 1 else logits * self.config.logit_scale
         return layers.softcap(scaled, self.config.logit_softcap)
 
-    def _turns(self, position: Int[Array, 'B T']) -> tuple[layers.Rotation, layers.Rotation]:
+    def _turns(self, position: Int[Array, 'B T']) -> tuple[layers.Rotation | None, layers.Rotation | None]:
         """Rotations of the full and of the sliding layers."""
         config = self.config
+        if config.rope is None:
+            return None, None
         full = layers.rotation(config.rope.frequencies(config.head_size), position)
         if config.local_rope is None:
             return full, full

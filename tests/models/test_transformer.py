@@ -131,7 +131,7 @@ OTHER = {
     'norm_offset': ({}, 1.0),
     'post_norms': ({}, True),
     'parallel': ({}, True),
-    'rope': ({}, Rope(theta=1000.0)),
+    'rope': ({}, None),
     'local_rope': (SLIDES, Rope(theta=7.0)),
     'sliding_window': (SLIDES, 2),
     'attention_pattern': (SLIDES, ('sliding', 'full')),
