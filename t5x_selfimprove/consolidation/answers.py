@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Int32, UInt8
 
 from t5x_selfimprove.consolidation.canonical import KINDS, MARGIN, Window, assemble, letter, space
-from t5x_selfimprove.vocabulary import Vocabulary, spelling_table
+from t5x_selfimprove.vocabulary import Vocabulary, spelling_table, table_of
 
 MAX_BYTES = 200  # of trigger and window: positions and automaton states then fit in a byte
 BLOCK = 1 << 22  # array elements that the host reads at a time; bounds its memory
@@ -179,14 +179,14 @@ def _automaton(spellings: tuple[bytes, ...], phrase: bytes) -> np.ndarray:
             reads[matched] = reads[borders[matched]]
         for byte in {phrase[matched : matched + 1], phrase[matched : matched + 1].upper()}:
             reads[matched, byte[0]] = matched + 1
-    state = np.repeat(np.arange(size, dtype=np.int32)[:, None], len(spellings), axis=1)
+    table, lengths = table_of(spellings)
+    state = np.repeat(np.arange(size, dtype=np.int32)[:, None], len(lengths), axis=1)
     end = np.zeros_like(state)
-    for place in range(max(map(len, spellings), default=0)):
-        live = np.array([place < len(spelling) for spelling in spellings])
-        byte = np.array([spelling[place] if place < len(spelling) else 0 for spelling in spellings])
-        after = reads[state, byte]
-        end = np.where(live & (after == size), place + 1, end)
-        state = np.where(live, np.where(after == size, borders[size], after), state)
+    for place in range(table.shape[1]):
+        live = np.flatnonzero(place < lengths)  # few in a large vocabulary: only some tokens are long
+        after = reads[state[:, live], table[live, place]]
+        end[:, live] = np.where(after == size, place + 1, end[:, live])
+        state[:, live] = np.where(after == size, borders[size], after)
     return 256 * end + state
 
 

@@ -9,7 +9,7 @@ from t5x_selfimprove.vocabulary.byte_tokens import ByteVocabulary
 from t5x_selfimprove.vocabulary.directory import check_fits, of_directory
 from t5x_selfimprove.vocabulary.hugging_face import HuggingFaceVocabulary
 from t5x_selfimprove.vocabulary.sentencepieces import SentencePieceVocabulary
-from t5x_selfimprove.vocabulary.spelled import Vocabulary, encode_following, encode_preceding, spelling_table
+from t5x_selfimprove.vocabulary.spelled import Vocabulary, encode_following, encode_preceding, spelling_table, table_of
 from t5x_selfimprove.vocabulary.words import WordVocabulary, pieces
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     'of_directory',
     'pieces',
     'spelling_table',
+    'table_of',
 ]

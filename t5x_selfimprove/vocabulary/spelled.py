@@ -126,11 +126,12 @@ def spelling_table(vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
       (bytes, lengths): uint8[V, Bmax], zero-padded at the right, where Bmax is the longest spelling (at least 1); and
       int32[V]. Both are read-only and cached.
     """
-    return _table(vocabulary.token_bytes())
+    return table_of(vocabulary.token_bytes())
 
 
 @functools.lru_cache(maxsize=16)
-def _table(spellings: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+def table_of(spellings: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """The same of the spellings alone."""
     lengths = np.array([len(spelling) for spelling in spellings], np.int32)
     table = np.zeros((len(spellings), max(1, int(lengths.max(initial=0)))), np.uint8)
     for row, spelling in zip(table, spellings, strict=True):

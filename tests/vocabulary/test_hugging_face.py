@@ -6,8 +6,10 @@ import pickle
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from t5x_selfimprove.consolidation.answers import AnswerFormat, answer_bytes
 from t5x_selfimprove.vocabulary import HuggingFaceVocabulary, Vocabulary
 from t5x_selfimprove.vocabulary.tokenizer_file import byte_characters
+from tests.consolidation.batches import rows
 from tests.vocabulary import made
 
 A_Z = {chr(97 + place): place for place in range(26)}
@@ -200,3 +202,12 @@ def test_added_tokens_in_normalised_text_are_written_as_the_others(tmp_path):
     ids = vocabulary.encode('has two pens.')
     assert vocabulary.size - 1 in ids
     assert vocabulary.decode(ids) == 'has two pens.'
+
+
+@pytest.mark.parametrize('family', made.MAKERS)
+def test_answers_are_read_from_the_tokens(family, of_family):
+    vocabulary = of_family(family)
+    texts = [' He has 7 pens. The answer is 1,205.', ' The answer is naïve 7.', 'The answer is 21', ' The coins']
+    read, found = AnswerFormat(vocabulary).extract_host(*rows([vocabulary.encode(text) for text in texts]))
+    assert [answer_bytes(answer) for answer in read] == [b'1205', b'7', b'21', b'']
+    assert found.tolist() == [True, True, True, False]
