@@ -124,13 +124,19 @@ def unigram(normalizer: Any, splits: Any, byte_tokens: bool = False) -> Tokenize
 
 
 @functools.cache
-def compatibility_forms() -> Any:
-    """The normalizer of T5, taken from a SentencePiece model with the default rules."""
+def t5_pieces() -> bytes:
+    """A SentencePiece model as that of T5: Unigram, with the default rules."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(LESSONS), model_writer=model, vocab_size=60, hard_vocab_limit=False, minloglevel=2
-    )
-    rules = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue()).normalizer_spec
+        sentence_iterator=iter(LESSONS), model_writer=model, vocab_size=60, hard_vocab_limit=False, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    return model.getvalue()
+
+
+def compatibility_forms() -> Any:
+    """The normalizer of T5."""
+    rules = sentencepiece_model_pb2.ModelProto.FromString(t5_pieces()).normalizer_spec
     return normalizers.Precompiled(rules.precompiled_charsmap)
 
 
