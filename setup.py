@@ -52,6 +52,7 @@ setuptools.setup(
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
         'rich>=13.0',
+        'safetensors>=0.5',
         'sentencepiece>=0.2',
         'seqio>=0.0.20',  # brings TensorFlow, for its data pipelines alone
         'tensorboardX>=2.6.5',

@@ -38,6 +38,7 @@ RIGHTS = {
     'seqio': ('data', True),
     'tensorflow': ('data', True),
     'tensorflow_datasets': ('data', True),
+    'safetensors': ('models', True),
     'sentencepiece': ('vocabulary', True),
     'tokenizers': ('vocabulary', True),
     'jinja2': ('templates', True),
