@@ -113,11 +113,11 @@ class Session:
           ValueError: the batch cannot be split over the mesh.
         """
         size = jax.tree.leaves(batch)[0].shape[outer]
-        parts = self.mesh.shape['data'] * self.mesh.shape['fsdp']
+        parts = partitioning.batch_parts(self.mesh)
         if size % parts:
             raise ValueError(
-                f'a batch of {size} cannot be split over data x fsdp = {parts} devices; make its size (per_batch, '
-                f'examples_per_chunk) a multiple of {parts}, or choose another mesh'
+                f'a batch of {size} cannot be split over data x fsdp x expert = {parts} devices; make its size '
+                f'(per_batch, examples_per_chunk) a multiple of {parts}, or choose another mesh'
             )
         spec = partitioning.spec_of(partitioning.Axes((None,) * outer + ('batch',)), partitioning.LEARNING)
         return jax.device_put(batch, jax.sharding.NamedSharding(self.mesh, spec))

@@ -12,15 +12,23 @@ from t5x_selfimprove.partitioning import LEARNING, MESH_AXES, SAMPLING, Axes, Me
 
 def test_the_devices_of_a_mesh():
     mesh = MeshShape(2, 1, 4).build()
-    assert dict(mesh.shape) == {'data': 2, 'fsdp': 1, 'tensor': 4}
-    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert dict(mesh.shape) == {'data': 2, 'fsdp': 1, 'expert': 1, 'tensor': 4}
+    assert mesh.axis_types == (AxisType.Auto,) * 4
     assert [device.id for device in mesh.devices.ravel()] == list(range(8))
-    assert dict(MeshShape(1, 1, 1).build(jax.devices()[:1]).shape) == {'data': 1, 'fsdp': 1, 'tensor': 1}
+    one = {'data': 1, 'fsdp': 1, 'expert': 1, 'tensor': 1}
+    assert dict(MeshShape(1, 1, 1).build(jax.devices()[:1]).shape) == one
+    assert MeshShape(1, 2, 2, expert=2).build().devices[0, 1].ravel().tolist() == jax.devices()[4:]
 
 
 @pytest.mark.parametrize(
     ('sizes', 'shape'),
-    [((-1, 1, 1), (8, 1, 1)), ((-1, 2, 2), (2, 2, 2)), ((2, -1, 1), (2, 4, 1)), ((4, 2, -1), (4, 2, 1))],
+    [
+        ((-1, 1, 1), (8, 1, 1, 1)),
+        ((-1, 2, 2), (2, 2, 1, 2)),
+        ((2, -1, 1), (2, 4, 1, 1)),
+        ((4, 2, -1), (4, 2, 1, 1)),
+        ((1, 2, 1, -1), (1, 2, 4, 1)),
+    ],
 )
 def test_one_size_takes_what_is_left(sizes, shape):
     assert tuple(MeshShape(*sizes).build().shape.values()) == shape
@@ -33,7 +41,7 @@ def test_sizes_out_of_range_are_refused(sizes):
 
 
 @pytest.mark.parametrize(
-    ('sizes', 'said'), [((3, 1, 1), '3 x 1 x 1 = 3'), ((-1, 3, 1), '2 x 3 x 1 = 6'), ((16, 1, 1), '= 16')]
+    ('sizes', 'said'), [((3, 1, 1), '3 x 1 x 1 x 1 = 3'), ((-1, 3, 1), '2 x 3 x 1 x 1 = 6'), ((16, 1, 1), '= 16')]
 )
 def test_a_mesh_that_does_not_fit_is_refused(sizes, said):
     with pytest.raises(ValueError, match=rf'does not fit 8 devices: .*{said}'):
@@ -52,7 +60,7 @@ def test_both_tables_know_the_same_names_and_only_mesh_axes():
 def test_rules_give_specs():
     assert partitioning.spec_of(Axes(('vocabulary', 'model')), LEARNING) == PartitionSpec('tensor', 'fsdp')
     assert partitioning.spec_of(Axes(('vocabulary', 'model')), SAMPLING) == PartitionSpec('tensor', None)
-    assert partitioning.spec_of(Axes((None, 'batch')), LEARNING) == PartitionSpec(None, ('data', 'fsdp'))
+    assert partitioning.spec_of(Axes((None, 'batch')), LEARNING) == PartitionSpec(None, ('data', 'fsdp', 'expert'))
 
 
 def test_unknown_and_doubled_axes_are_refused():
@@ -66,7 +74,7 @@ def test_unknown_and_doubled_axes_are_refused():
 
 def test_a_dimension_that_does_not_divide_is_refused():
     mesh = MeshShape(2, 2, 2).build()
-    said = r"embedding: axis 'batch' of size 6 cannot be split into 4 equal parts over .*whose data x fsdp divides 6"
+    said = r"embedding: axis 'batch' of size 6 cannot be split into 4 equal .*whose data x fsdp x expert divides 6"
     with pytest.raises(ValueError, match=said):
         partitioning.sharding('embedding', (6,), Axes(('batch',)), mesh, LEARNING)
 
@@ -85,9 +93,20 @@ def test_constrain_splits_the_leading_axes_under_a_mesh_alone():
     assert partitioning.constrain(tree, 'batch') is tree
     with partitioning.use(MeshShape(2, 2, 2).build()):
         split = jax.jit(lambda tree: partitioning.constrain(tree, 'batch'))(tree)
-    assert split['rows'].sharding.spec == PartitionSpec(('data', 'fsdp'))
+    assert split['rows'].sharding.spec == PartitionSpec(('data', 'fsdp'))  # axes of size one are left out
     assert split['rows'].addressable_shards[0].data.shape == (2, 3)
     assert split['flags'].addressable_shards[0].data.shape == (2,)
+
+
+def test_the_batch_is_split_over_all_axes_but_tensor():
+    assert partitioning.batch_parts(MeshShape(1, 2, 2, 2).build()) == 4
+
+
+def test_the_platform_is_that_of_the_mesh():
+    assert partitioning.platform() == 'cpu'
+    device = jax.sharding.AbstractDevice('TPU v5 lite', 1, 'tpu')
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ('data',), abstract_device=device)):
+        assert partitioning.platform() == 'tpu'
 
 
 def test_bytes_of_the_fullest_device():

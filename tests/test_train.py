@@ -62,7 +62,7 @@ def test_summary():
 def test_metrics():
     directory = finished().directory
     (run,) = events(directory, 'run')
-    assert (run['command'], run['mesh']) == ('improve', {'data': 8, 'fsdp': 1, 'tensor': 1})
+    assert (run['command'], run['mesh']) == ('improve', {'data': 8, 'fsdp': 1, 'expert': 1, 'tensor': 1})
     assert run['bytes_per_device'] > 12 * run['parameters']  # parameters and two moments
     (compiled,) = events(directory, 'compile')
     assert compiled['aliased_bytes'] >= run['bytes_per_device']  # all of the state is updated in place
@@ -151,7 +151,7 @@ def test_what_it_says():
         r'starting from .*pretrain, step 120$',
         r'improve: quickstart, seed 0$',
         r'^  platform +8 x cpu \(cpu\)$',
-        r'^  mesh +data 8 x fsdp 1 x tensor 1$',
+        r'^  mesh +data 8 x fsdp 1 x expert 1 x tensor 1$',
         r'^  round +16 questions x 4 samples = 64 paths of at most 32 tokens, 8 questions at a time$',
         r'^  training +4 updates x 8 rows of 63 tokens \(1 accumulated\), 2 rows of them replay$',
         r'compiled sampling, vote and training as one program in \d+\.\d s: [\d.]+ KiB updated in place',
@@ -341,14 +341,14 @@ BAD = {
         r'does not fit this configuration: .*down is \(1, 32, 16\) there and \(1, 40, 16\) here; .*gate is .*up is ',
     ),
     'platform': ({'session__Place__platform': 'tpu'}, r"'tpu' was asked for and is not there; jax found \['cpu'\]"),
-    'mesh': ({'partitioning__MeshShape__fsdp': 3}, r'does not fit 8 devices: 2 x 3 x 1 = 6'),
+    'mesh': ({'partitioning__MeshShape__fsdp': 3}, r'does not fit 8 devices: 2 x 3 x 1 x 1 = 6'),
     'mesh that does not divide the model': (
         {'partitioning__MeshShape__data': 2, 'partitioning__MeshShape__tensor': 4},
         r"axis 'kv_heads' of size 2 cannot be split into 4 equal parts",
     ),
     'mesh that does not divide the batch': (
         {'unlabelled/feed.Feed.per_batch': BATCH // 2},
-        r'a batch of 4 cannot be split over data x fsdp = 8 devices; make its size \(per_batch',
+        r'a batch of 4 cannot be split over data x fsdp x expert = 8 devices; make its size \(per_batch',
     ),
     'a file in its place': ({'RUN_DIR': 'bank.jsonl/run'}, r'cannot write to the run directory bank\.jsonl/run: Not a'),
     'a system folder in its place': ({'RUN_DIR': '/proc/run'}, r'cannot write to the run directory /proc/run: '),
@@ -430,7 +430,7 @@ def test_a_disk_that_is_really_full(small_disk):
     assert outcome.code == 2 and 'No space left on device. Choose another one.' in outcome.err, outcome.err
 
 
-MESHES = [{}, {'data': 2, 'fsdp': 4, 'tensor': 1}]  # the vocabulary of the task is of an odd size
+MESHES = [{}, {'data': 2, 'fsdp': 4, 'expert': 1, 'tensor': 1}]  # the vocabulary of the task is of an odd size
 
 
 def test_a_run_goes_on_on_another_mesh(tmp_path):
