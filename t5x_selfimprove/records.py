@@ -4,7 +4,8 @@ Axis letters, the one legend of the project:
 
     Q  questions in a batch            N  samples a question          S  samples: S = Q * N, question-major
     P  prompt length (tokens)          C  completion length           X  length of the prefix all prompts share
-    R  training rows                   T  row length (tokens)         E  examples (prompt + completion pairs)
+    R  training rows                   T  row length (tokens)         U  source length (tokens of an encoder's row)
+    E  examples (prompt + completion pairs)
     A  answer length (canonical bytes) V  vocabulary                  D  model width
     L  layers   H  query heads   K  key/value heads   F  feed-forward   B  rows of a model call
 
@@ -83,8 +84,20 @@ class Examples:
 
 
 @record
+class Sources:
+    """What an encoder reads beside packed rows: segment s of a row is the prompt of segment s of its targets."""
+
+    tokens: Int32[Any, 'R U']
+    segment: Int32[Any, 'R U']  # 0 = padding
+
+
+@record
 class Lessons:
-    """Packed training rows. Rows from `filled` on are padding."""
+    """Packed training rows. Rows from `filled` on are padding.
+
+    A decoder-only model's segment is a prompt and its completion. An encoder-decoder's is the completion alone, after
+    one place for the model's start token; its prompt is in `source`.
+    """
 
     tokens: Int32[Any, 'R T']
     targets: Int32[Any, 'R T']
@@ -92,6 +105,7 @@ class Lessons:
     segment: Int32[Any, 'R T']  # 0 = padding, then 1, 2, ... for each example packed in the row
     position: Int32[Any, 'R T']  # restarts at 0 with each segment
     filled: Int32[Any, '']
+    source: Any = None  # None, or Sources: prompts apart from completions
 
 
 @record
