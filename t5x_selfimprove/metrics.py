@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float32
 
+from t5x_selfimprove.files import write_text
 from t5x_selfimprove.records import record
 
 
@@ -57,7 +59,7 @@ class Writer:
     """Appends events to metrics.jsonl and their numbers to TensorBoard event files.
 
     A line is written and flushed at once, so that a killed run loses at most the line it was writing. A resumed run
-    appends; of two events of one kind and round the later one counts. A half-written last line is cut off first.
+    appends, after it cut off a half-written last line and took back (`forget`) what it is going to do again.
 
     Raises:
       OSError: the directory cannot be written.
@@ -79,18 +81,37 @@ class Writer:
         line = json.dumps({'kind': kind, 'time': time.time(), **event}, allow_nan=True)
         self._file.write(line + '\n')
         self._file.flush()
-        step = event.get('step', event.get('round'))
+        step = _step(event)
         if self._board is None or step is None:
             return
         for name, number in _numbers(event):
             self._board.add_scalar(f'{kind}/{name}', number, step)
         self._board.flush()
 
+    def forget(self, last: int) -> None:
+        """Takes back the events of steps or rounds after `last`. TensorBoard shows the later of two by itself.
+
+        Raises:
+          ValueError: metrics.jsonl has a broken line; names it.
+        """
+        kept = [_step(event) is None or _step(event) <= last for event in read(self.path)]
+        if all(kept):
+            return
+        self._file.close()
+        lines = self.path.read_text(encoding='utf-8').splitlines(keepends=True)
+        write_text(self.path, ''.join(line for line, keep in zip(lines, kept, strict=True) if keep))
+        self._file = self.path.open('a', encoding='utf-8')
+
     def close(self) -> None:
         """Closes the files."""
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _step(event: dict[str, Any]) -> int | None:
+    """The step or round of an event; None where it is of the whole run."""
+    return event.get('step', event.get('round'))
 
 
 def _numbers(event: dict[str, Any], prefix: str = '') -> Iterator[tuple[str, float]]:
@@ -131,4 +152,4 @@ def drop_half_line(path: Path) -> None:
         return
     content = path.read_bytes()
     if content and not content.endswith(b'\n'):
-        path.write_bytes(content[: content.rfind(b'\n') + 1])
+        os.truncate(path, content.rfind(b'\n') + 1)  # killed here, it has lost nothing else

@@ -156,11 +156,14 @@ class Session:
     def resume_point(self, kind: str, vocabulary: Vocabulary) -> int | None:
         """The last step saved in the directory, or None where the run is a new one.
 
+        What the metrics tell of later steps is taken back: it is done again.
+
         Raises:
           ValueError: what is there is another run: of another kind, seed or vocabulary.
         """
         step = self.checkpoints.latest
         if step is None:
+            self.writer.forget(-1)
             return None
         found = self.checkpoints.describe(step)
         there = {'kind': found.kind, 'seed': found.manifest['seed'], 'vocabulary': found.vocabulary}
@@ -171,6 +174,7 @@ class Session:
                 f'{self.directory} holds another run: {"; ".join(other)}. Go on with it as it was, or use another run '
                 'directory'
             )
+        self.writer.forget(found.step if kind == 'pretrain' else step)  # events count updates there, rounds here
         return step
 
     def save_config(self) -> None:

@@ -68,6 +68,28 @@ def test_only_half_lines_are_dropped(tmp_path, content):
     metrics.drop_half_line(tmp_path / 'none.jsonl')
 
 
+def test_what_is_done_again_is_forgotten(tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    writer = Writer(tmp_path, tensorboard=False)
+    writer.write('run', seed=0)
+    for number in (1, 2):
+        writer.write('round', round=number, loss=0.1)
+        writer.write('evaluation', round=number)
+    before = path.read_text().splitlines()
+    writer.forget(2)
+    assert path.read_text().splitlines() == before
+    writer.forget(1)
+    assert path.read_text().splitlines() == before[:3]
+    writer.write('round', round=2)
+    writer.close()
+    assert [(event['kind'], event.get('round')) for event in metrics.read(path)[3:]] == [('round', 2)]
+    writer = Writer(tmp_path, tensorboard=False)
+    writer.write('pretrain', step=40)
+    writer.forget(-1)
+    assert [event['kind'] for event in metrics.read(path)] == ['run']
+    writer.close()
+
+
 def test_a_broken_line_is_named(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')

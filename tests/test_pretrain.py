@@ -57,7 +57,7 @@ def test_interrupted_equals_uninterrupted(tmp_path, monkeypatch):
     assert stopped.code == 2 and 'No space left on device' in stopped.err and steps(tmp_path) == [1]
     monkeypatch.undo()
     assert f'resumed after chunk 1 of {CHUNKS}' in tiny_run.done(pretrain_arguments(tmp_path)).out
-    assert [event['step'] for event in events(tmp_path, 'pretrain')] == [40, 80, 80, 120]
+    assert [event['step'] for event in events(tmp_path, 'pretrain')] == [40, 80, 120]  # the lost chunk is told once
     assert same_bits(arrays(tmp_path), arrays(pretrained().directory))
     before = (tmp_path / 'checkpoints').stat()
     again = tiny_run.done(pretrain_arguments(tmp_path))
