@@ -35,7 +35,7 @@ class Evaluate:
     place: Place
     vocabulary: Vocabulary
     model: TransformerConfig
-    initial: str  # run directory of the model
+    initial: str  # run directory, or Hugging Face directory, of the model
     evaluation: Evaluation
     evaluation_questions: Feed
     stored_questions: int = 200
@@ -123,7 +123,7 @@ class SampleRun:
 
     vocabulary: Vocabulary
     model: TransformerConfig
-    initial: str  # run directory of the model
+    initial: str  # run directory, or Hugging Face directory, of the model
     prompt: Template
     sampler: Sampler
     consolidator: Consolidator

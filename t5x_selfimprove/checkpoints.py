@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from t5x_selfimprove.models import adapters
-from t5x_selfimprove.vocabulary import Vocabulary
+from t5x_selfimprove.models import adapters, hugging_face
+from t5x_selfimprove.vocabulary import Vocabulary, check_fits
 
 FORMAT = 1
 
@@ -37,6 +37,11 @@ def names_of(tree: Any) -> list[str]:
     named = [[part(entry) for entry in path] for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
     # A parameter is a box with its array under 'value'; the box is no part of the name.
     return ['.'.join(names[:-1] if names[-1] == 'value' else names) for names in named]
+
+
+def model_facts(config: Any) -> dict[str, Any]:
+    """A model's configuration for a manifest, so that the checkpoint tells what it is of."""
+    return {'kind': type(config).__name__, 'fields': dataclasses.asdict(config)}
 
 
 class Checkpoints:
@@ -118,7 +123,12 @@ class Checkpoints:
 
     def names(self, step: int | None = None) -> set[str]:
         """The names of the arrays of a step."""
-        return set(self._manager.item_metadata(self._step(step))['arrays'].tree)
+        return set(self.shapes(step))
+
+    def shapes(self, step: int | None = None) -> dict[str, tuple[int, ...]]:
+        """The shapes of the arrays of a step, by name."""
+        saved = self._manager.item_metadata(self._step(step))['arrays'].tree
+        return {name: tuple(array.shape) for name, array in saved.items()}
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -131,20 +141,50 @@ class Checkpoints:
         return step
 
 
+def kind_of(directory: str) -> str:
+    """What a directory with a model is: 'run' (our own) or 'hugging_face'.
+
+    Raises:
+      FileNotFoundError: it is not there, or nothing in it is known.
+      ValueError: it is of a kind that is not read here; says how to make one that is.
+    """
+    folder = Path(directory).expanduser()
+    if (folder / 'checkpoints').is_dir():
+        return 'run'
+    if (folder / 'config.json').is_file():
+        return 'hugging_face'
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if found & {'checkpoint', 'model-info.txt'} or any(name.startswith(('target.', 'checkpoint_')) for name in found):
+        raise ValueError(
+            f'{directory} is a T5X checkpoint, which is not read here. The public T5 models are on Hugging Face in the '
+            "same weights: name such a directory, or convert this one with transformers' T5X conversion script"
+        )
+    if found & {'_CHECKPOINT_METADATA', '_METADATA', 'manifest.ocdbt'}:
+        raise ValueError(
+            f'{directory} is an Orbax checkpoint. If a run of this program wrote it, name the run directory (the one '
+            'that holds `checkpoints`); those of other programs are not read: export them for Hugging Face there'
+        )
+    there = ', '.join(sorted(found)[:10]) or ('nothing' if folder.is_dir() else 'no such directory')
+    raise FileNotFoundError(
+        f'{directory} has no checkpoints; pre-train a model there first, or name another run directory, or one of '
+        f'Hugging Face with its config.json (found there: {there})'
+    )
+
+
 def describe_model(directory: str, vocabulary: Vocabulary) -> Described:
-    """What the last checkpoint of a run directory is.
+    """What the last checkpoint of a run directory, or the model of a Hugging Face directory, is.
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: its model was made with another vocabulary.
+      ValueError: its model was made with another vocabulary, or is one that is not supported.
     """
-    if not Path(directory, 'checkpoints').is_dir():
-        raise FileNotFoundError(
-            f'{directory} has no checkpoints; pre-train a model there first, or name another run directory'
-        )
-    source = Checkpoints(Path(directory))
-    described = source.describe()
-    source.close()
+    if kind_of(directory) == 'hugging_face':
+        source = hugging_face.read_source(directory)
+        check_fits(vocabulary, source.config.embedding_rows)
+        return Described(0, 'hugging_face', 0, vocabulary.fingerprint(), '', {'architecture': source.architecture})
+    checkpoints = Checkpoints(Path(directory))
+    described = checkpoints.describe()
+    checkpoints.close()
     if described.vocabulary != vocabulary.fingerprint():
         raise ValueError(
             f'the model in {directory} was made with vocabulary {described.vocabulary}, this run uses '
@@ -155,18 +195,22 @@ def describe_model(directory: str, vocabulary: Vocabulary) -> Described:
 
 
 def read_model(directory: str, like: Any) -> Any:
-    """The model of the last checkpoint of a run directory, in the shardings of `like`.
+    """The model of the last checkpoint of a run directory, or of a Hugging Face directory, in the shardings of `like`.
 
-    Where `like` has adapters and the checkpoint has none, the adapters of `like` are put on the checkpoint's weights.
+    The arrays of `like` may be written over. Where `like` has adapters and the checkpoint has none, the adapters of
+    `like` are put on the checkpoint's weights.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: it does not fit; names every array that does not.
     """
+    plain = adapters.unadapted(like)
+    if kind_of(directory) == 'hugging_face':
+        return adapters.with_base(like, hugging_face.read_model(directory, plain))
     source = Checkpoints(Path(directory))
-    adapted = {name for name in names_of({'model': like}) if name not in names_of({'model': adapters.unadapted(like)})}
+    adapted = {name for name in names_of({'model': like}) if name not in names_of({'model': plain})}
     if adapted and not adapted & source.names():
-        model = adapters.with_base(like, source.restore({'model': adapters.unadapted(like)})['model'])
+        model = adapters.with_base(like, source.restore({'model': plain})['model'])
     else:
         model = source.restore({'model': like})['model']
     source.close()

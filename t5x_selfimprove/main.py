@@ -1,4 +1,4 @@
-"""The command line: python -m t5x_selfimprove {pretrain,improve,evaluate,sample,report,vocabulary} ..."""
+"""The command line: python -m t5x_selfimprove {pretrain,improve,evaluate,sample,export,report,vocabulary} ..."""
 
 import importlib.metadata
 import os

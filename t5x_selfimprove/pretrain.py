@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from t5x_selfimprove import improve, metrics
-from t5x_selfimprove.checkpoints import Described
+from t5x_selfimprove.checkpoints import Described, describe_model, model_facts, read_model
 from t5x_selfimprove.data.items import Bank, encode_examples
 from t5x_selfimprove.learning.supervised import Supervised
 from t5x_selfimprove.models.config import TransformerConfig
@@ -22,7 +22,7 @@ from t5x_selfimprove.vocabulary import Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Pretrain:
-    """Trains a new model on examples.
+    """Trains a new model, or goes on with one, on examples.
 
     One compiled program runs `learner.steps` updates on the examples of a chunk; `learner.total_rounds` chunks make
     the run, and a checkpoint is saved after each.
@@ -41,6 +41,7 @@ class Pretrain:
     examples_per_chunk: int
     too_long: str = 'refuse'  # or 'skip': leave longer examples out and count them
     answer_text: str = ' The answer is {answer}.'
+    initial: str | None = None  # run directory, or Hugging Face directory, to start from; None: random parameters
 
     def __post_init__(self):
         if self.learner.fresh_optimizer or self.learner.start_from != 'previous' or self.learner.replay_share:
@@ -77,6 +78,8 @@ class Pretrain:
           ValueError, OSError: bad input, before anything long starts.
         """
         self.examples.check()
+        if self.initial is not None:
+            describe_model(self.initial, self.vocabulary)
         first, _ = self.chunk(0)
         with Session(self.place, config) as session:
             state = session.place_state(self.create)
@@ -85,6 +88,9 @@ class Pretrain:
             self.check_examples(done)
             if done:
                 state = session.checkpoints.restore(state)
+            elif self.initial is not None:
+                state = dataclasses.replace(state, model=read_model(self.initial, state.model))
+                session.display.say(f'starting from {self.initial}')
             session.save_config()
             chunks, steps = self.learner.total_rounds, self.learner.steps
             rows = self.learner.packing.rows_for(*first.tokens.shape)
@@ -142,7 +148,7 @@ class Pretrain:
                 data_position=(number + 1) * self.examples_per_chunk,
                 vocabulary=self.vocabulary.fingerprint(),
                 config=session.config,
-                manifest={'seed': self.place.seed},
+                manifest={'seed': self.place.seed, 'initial': self.initial, 'model': model_facts(self.model)},
             )
             session.checkpoints.save(number + 1, state, described)
         display.say(f'pre-trained model: {session.directory}')

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_selfimprove import files, improve, metrics, tally
-from t5x_selfimprove.checkpoints import Described, describe_model, read_model
+from t5x_selfimprove.checkpoints import Described, describe_model, model_facts, read_model
 from t5x_selfimprove.data import store
 from t5x_selfimprove.data.items import Bank, Item, encode_examples
 from t5x_selfimprove.display import number_of_bytes, percent
@@ -38,7 +38,7 @@ class Improve:
     place: Place
     vocabulary: Vocabulary
     model: TransformerConfig
-    initial: str  # run directory of the model to start from
+    initial: str  # run directory, or Hugging Face directory, of the model to start from
     recipe: Recipe
     questions: Feed
     evaluation: Evaluation
@@ -292,7 +292,12 @@ class _Run:
             data_position=number * settings.questions.per_round,
             vocabulary=settings.vocabulary.fingerprint(),
             config=self.session.config,
-            manifest={'round': number, 'seed': settings.place.seed, 'initial': settings.initial},
+            manifest={
+                'round': number,
+                'seed': settings.place.seed,
+                'initial': settings.initial,
+                'model': model_facts(settings.model),
+            },
         )
         with self.session.display.phase('save', f'saving round {number}'):
             self.session.checkpoints.save(number, state, described)

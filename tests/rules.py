@@ -20,7 +20,19 @@ FLOORS = {
     2: ('templates', 'sampling', 'consolidation', 'learning', 'tally'),
     3: ('improve', 'evaluate'),
     4: ('data', 'checkpoints'),
-    5: ('train', 'pretrain', 'make_vocabulary', 'ask', 'session', 'feed', 'suite', 'summary', 'display', 'report'),
+    5: (
+        'train',
+        'pretrain',
+        'make_vocabulary',
+        'ask',
+        'export',
+        'session',
+        'feed',
+        'suite',
+        'summary',
+        'display',
+        'report',
+    ),
     6: ('config', 'main', '__main__'),
 }
 SEPARATE_FLOOR = 2

@@ -10,6 +10,7 @@ part files too: a part that no file includes has one that adds it to a run.
 
 import functools
 import inspect
+import json
 import pathlib
 import shlex
 
@@ -26,6 +27,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'gin').rglob('*.gin'))
 COMPLETE = ('gin/runs/', 'gin/methods/')  # the folders of files that open with a command
 PROGRAM = ('python', '-m', 't5x_selfimprove')
+# Of a checkpoint's config.json.
+SIZES = {'hidden_size': 8, 'num_hidden_layers': 1, 'num_attention_heads': 2, 'intermediate_size': 8}
 LONGEST_PART = 20  # statements; a part file that says more is a run
 
 
@@ -100,6 +103,8 @@ def make_vocabularies(files: tuple[str, ...], bindings: tuple[str, ...], folder:
     for named in {said.value for said in reader.bindings if said.name == 'CHECKPOINT' and isinstance(said.value, str)}:
         template = '<|im_start|>{{ messages[0].content }}<|im_end|>'
         made.save(made.qwen(), pathlib.Path(named), eos_token='<|im_end|>', chat_template=template)
+        config_json = {'architectures': ['LlamaForCausalLM'], **SIZES, 'vocab_size': 1000}
+        (pathlib.Path(named) / 'config.json').write_text(json.dumps(config_json), encoding='utf-8')
 
 
 @pytest.mark.parametrize('name', [name for name in FILES if commands((ROOT / name).read_text(encoding='utf-8'))])

@@ -33,7 +33,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # The compute core runs on a machine that has none of these. (flax itself imports rich.)
 BLOCKED = tuple(
-    'tensorflow tensorflow_datasets tensorflow_text seqio gin jinja2 safetensors sentencepiece tensorboardX tokenizers'.split()
+    'tensorflow tensorflow_datasets tensorflow_text seqio gin jinja2 safetensors sentencepiece tensorboardX '
+    'tokenizers'.split()
 )
 
 # Where a rule is broken for a reason. One that is no longer needed must go.

@@ -17,12 +17,14 @@ from t5x_selfimprove.data.possessions import Possessions
 from t5x_selfimprove.data.seqio_tasks import SeqioTask
 from t5x_selfimprove.data.text_file import TextFile
 from t5x_selfimprove.evaluate import Evaluation
+from t5x_selfimprove.export import Export
 from t5x_selfimprove.feed import Feed
 from t5x_selfimprove.improve import Recipe
 from t5x_selfimprove.learning.lessons import Packing
 from t5x_selfimprove.learning.optimizers import Adafactor, AdamW, Schedule
 from t5x_selfimprove.learning.supervised import Supervised
 from t5x_selfimprove.make_vocabulary import MakeVocabulary
+from t5x_selfimprove.models import hugging_face
 from t5x_selfimprove.models.adapters import LowRank
 from t5x_selfimprove.models.config import Experts, Rope, TransformerConfig
 from t5x_selfimprove.partitioning import MeshShape
@@ -54,6 +56,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'data.TextFile': TextFile,
     'data.possessions_vocabulary': possessions.vocabulary,
     'evaluate.Evaluation': Evaluation,
+    'export.Export': Export,
     'improve.Recipe': Recipe,
     'learning.AdamW': AdamW,
     'learning.Adafactor': Adafactor,
@@ -65,6 +68,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'models.LowRank': LowRank,
     'models.Rope': Rope,
     'models.TransformerConfig': TransformerConfig,
+    'models.of_directory': hugging_face.of_directory,
     'partitioning.MeshShape': MeshShape,
     'pretrain.Pretrain': Pretrain,
     'sampling.Sampler': Sampler,
@@ -88,4 +92,5 @@ ROOTS = {
     'improve': 'train.Improve',
     'evaluate': 'ask.Evaluate',
     'sample': 'ask.SampleRun',
+    'export': 'export.Export',
 }

@@ -14,9 +14,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from t5x_selfimprove.models import adapters
-from t5x_selfimprove.models.config import DTYPES, Rope, TransformerConfig
+from t5x_selfimprove.models.config import DTYPES, TransformerConfig
 from t5x_selfimprove.models.hugging_face import names
-from t5x_selfimprove.models.hugging_face.families import FAMILIES, OWN, Family, shortest
+from t5x_selfimprove.models.hugging_face.comparing import differences
+from t5x_selfimprove.models.hugging_face.families import FAMILIES, Family
 from t5x_selfimprove.models.hugging_face.fields import FILE, KEPT, Fields, read_json
 from t5x_selfimprove.models.hugging_face.importing import named_leaves, needed, read_source
 from t5x_selfimprove.models.hugging_face.stored import INDEX, bytes_of, shards
@@ -58,29 +59,7 @@ def _unsaid(config: TransformerConfig, family: Family) -> list[str]:
         again = family.config(Fields(family.values(config), Path(FILE), family.defaults))
     except ValueError as error:
         return [str(error)]
-    ours, theirs = _comparable(config), _comparable(again)
-    close = lambda a, b: math.isclose(a, b) if isinstance(a, float) and isinstance(b, float) else a == b  # noqa: E731
-    return [f'{name} = {ours[name]}' for name in ours if not close(ours[name], theirs[name])]
-
-
-def _comparable(config: TransformerConfig) -> dict[str, Any]:
-    """The fields that say what is computed, each in one way of several that mean the same."""
-    local = config.local_rope or config.rope
-    values = {
-        **vars(config),
-        'attention_pattern': shortest(tuple('sliding' if slides else 'full' for slides in config.sliding)),
-        'query_scale': config.query_scale or config.head_size**-0.5,
-        'rope': config.rope and _said(config.rope),
-        'local_rope': _said(local) if local and any(config.sliding) else None,
-        'feed_forward': None if config.experts else config.feed_forward,
-    }
-    return {name: value for name, value in values.items() if name not in OWN}
-
-
-def _said(rope: Rope) -> Rope:
-    if rope.scaling == 'llama3':
-        return rope
-    return Rope(rope.theta) if rope.scaling == 'none' else Rope(rope.theta, rope.scaling, rope.factor)
+    return differences(config, again)
 
 
 def write_model(

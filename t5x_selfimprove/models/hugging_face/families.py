@@ -8,8 +8,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from t5x_selfimprove.models.config import EXECUTION_FIELDS, Experts, TransformerConfig
+from t5x_selfimprove.models.config import Experts, TransformerConfig
 from t5x_selfimprove.models.hugging_face import ropes
+from t5x_selfimprove.models.hugging_face.comparing import shortest
 from t5x_selfimprove.models.hugging_face.fields import Fields
 
 ACTIVATIONS = {
@@ -21,9 +22,6 @@ ACTIVATIONS = {
 }
 ACTIVATION_NAMES = {'silu': 'silu', 'gelu': 'gelu', 'gelu_tanh': 'gelu_pytorch_tanh'}
 BIAS = 'puts a bias on the output projection too, which is not supported'
-# Of how it is computed or trained: no config.json speaks of these.
-OWN = (*EXECUTION_FIELDS, 'dtype', 'parameter_dtype', 'dropout', 'low_rank')
-
 Values = dict[str, Any]
 
 
@@ -91,14 +89,6 @@ def _pattern(fields: Fields, layers: int, kinds: list[str] | None = None) -> tup
     if len(found) != layers or set(found) - set(ropes.LAYER_TYPES):
         raise fields.refuse('layer_types', f'must be {layers} of {", ".join(ropes.LAYER_TYPES)}')
     return shortest(tuple(kind.removesuffix('_attention') for kind in found))
-
-
-def shortest(kinds: tuple[str, ...]) -> tuple[str, ...]:
-    """The shortest pattern that repeats to the kinds of the layers."""
-    for length in range(1, len(kinds) + 1):
-        if all(kind == kinds[layer % length] for layer, kind in enumerate(kinds)):
-            return kinds[:length]
-    return kinds
 
 
 def _layer_types(config: TransformerConfig) -> list[str]:

@@ -12,8 +12,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from t5x_selfimprove.models import parameters
+from t5x_selfimprove.models.adapters import LowRank
 from t5x_selfimprove.models.config import TransformerConfig
 from t5x_selfimprove.models.hugging_face import names
+from t5x_selfimprove.models.hugging_face.comparing import differences
 from t5x_selfimprove.models.hugging_face.families import FAMILIES, Family
 from t5x_selfimprove.models.hugging_face.fields import FILE, Fields, read_json
 from t5x_selfimprove.models.hugging_face.stored import DTYPES, Stored, read_slice, stored_tensors
@@ -77,6 +79,7 @@ def of_directory(
     remat: str = TransformerConfig.remat,
     unroll: int = TransformerConfig.unroll,
     vocabulary_chunk: int = TransformerConfig.vocabulary_chunk,
+    low_rank: LowRank | None = None,
 ) -> TransformerConfig:
     """The configuration of the model in a Hugging Face directory; what a config.json does not speak of is given here.
 
@@ -88,6 +91,7 @@ def of_directory(
       remat: 'none', 'dots' or 'full'.
       unroll: layers per iteration of the scan over layers.
       vocabulary_chunk: rows of the output embedding per visit in log_probs.
+      low_rank: adapters that train in place of the model's own weights.
 
     Raises:
       FileNotFoundError, ValueError: as `read_source`.
@@ -100,6 +104,7 @@ def of_directory(
         remat=remat,
         unroll=unroll,
         vocabulary_chunk=vocabulary_chunk,
+        low_rank=low_rank,
     )
 
 
@@ -132,8 +137,15 @@ def check(source: Source, model: Any) -> tuple[dict[str, list[tuple[names.Part, 
       The tensors of each parameter, and the names of those left out on purpose (the image part of a model).
 
     Raises:
-      FileNotFoundError, ValueError: a file or tensor that is missing, left over, cut off, or of another shape or dtype.
+      FileNotFoundError, ValueError: the model computes something else than the directory's; or a file or tensor is
+        missing, left over, cut off, or of another shape or dtype.
     """
+    ours = dataclasses.replace(model.config, embedding_rows=model.embedding.shape[0])
+    if other := differences(ours, source.config):
+        raise ValueError(
+            f'the model of this run is not the one in {source.directory}: here {", ".join(other)}. Take the '
+            'configuration from the directory: MODEL = @models.of_directory()'
+        )
     stored, left_out = stored_tensors(source.directory), []
     if source.architecture == WITH_IMAGES:
         left_out = [name for name in stored if name.startswith(OUTSIDE)]
