@@ -16,7 +16,7 @@ from t5x_selfimprove.display import Display, percent
 from t5x_selfimprove.evaluate import Evaluation
 from t5x_selfimprove.feed import Feed
 from t5x_selfimprove.improve import Consolidator
-from t5x_selfimprove.models.config import TransformerConfig
+from t5x_selfimprove.models.config import ModelConfig
 from t5x_selfimprove.sampling.sampler import Sampler
 from t5x_selfimprove.session import Place, Session
 from t5x_selfimprove.suite import Suite
@@ -34,7 +34,7 @@ class Evaluate:
 
     place: Place
     vocabulary: Vocabulary
-    model: TransformerConfig
+    model: ModelConfig
     initial: str  # run directory, or Hugging Face directory, of the model
     evaluation: Evaluation
     evaluation_questions: Feed
@@ -71,7 +71,7 @@ class _Holder:
     model: Any
 
     @classmethod
-    def create(cls, config: TransformerConfig, vocabulary: Vocabulary) -> '_Holder':
+    def create(cls, config: ModelConfig, vocabulary: Vocabulary) -> '_Holder':
         return cls(config.create(vocabulary.size, jax.random.key(0)))
 
 
@@ -122,7 +122,7 @@ class SampleRun:
     """
 
     vocabulary: Vocabulary
-    model: TransformerConfig
+    model: ModelConfig
     initial: str  # run directory, or Hugging Face directory, of the model
     prompt: Template
     sampler: Sampler

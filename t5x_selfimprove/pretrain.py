@@ -13,7 +13,7 @@ from t5x_selfimprove import improve, metrics
 from t5x_selfimprove.checkpoints import Described, describe_model, model_facts, read_model
 from t5x_selfimprove.data.items import Bank, encode_examples
 from t5x_selfimprove.learning.supervised import Supervised
-from t5x_selfimprove.models.config import TransformerConfig
+from t5x_selfimprove.models.config import ModelConfig
 from t5x_selfimprove.records import Examples, TrainState
 from t5x_selfimprove.session import Place, Session
 from t5x_selfimprove.templates import Template
@@ -33,7 +33,7 @@ class Pretrain:
 
     place: Place
     vocabulary: Vocabulary
-    model: TransformerConfig
+    model: ModelConfig
     examples: Bank
     prompt: Template
     learner: Supervised
@@ -51,6 +51,7 @@ class Pretrain:
             )
         if self.examples_per_chunk < 1:
             raise ValueError(f'examples_per_chunk must be at least 1; it is {self.examples_per_chunk}')
+        self.learner.packing.check_kind(self.model)
 
     def create(self) -> TrainState:
         """The state before the first step."""
@@ -69,6 +70,7 @@ class Pretrain:
             self.too_long,
             self.examples_per_chunk,
             self.answer_text,
+            self.learner.packing.rooms,
         )
 
     def run(self, config: str) -> dict[str, Any]:
@@ -93,11 +95,11 @@ class Pretrain:
                 session.display.say(f'starting from {self.initial}')
             session.save_config()
             chunks, steps = self.learner.total_rounds, self.learner.steps
-            rows = self.learner.packing.rows_for(*first.tokens.shape)
+            rows = self.learner.packing.rows_for(*first.tokens.shape, first.rooms)
             batch = {
                 'steps': f'{chunks} chunks x {steps} = {chunks * steps:,}',
                 'examples': f'{self.examples_per_chunk:,} a chunk, packed in at most {rows:,} rows of '
-                f'{self.learner.packing.row_length} tokens',
+                f'{self.learner.packing.row_tokens} tokens',
                 'batch_rows': f'{self.learner.batch_rows} ({self.learner.accumulate} accumulated)',
             }
             session.announce('pretrain', state, batch)

@@ -81,6 +81,8 @@ class Examples:
     prompt_length: Int32[Any, '*outer E']
     length: Int32[Any, '*outer E']  # prompt + completion
     weight: Float32[Any, '*outer E']  # 0 = padding
+    # None, or (most tokens of a prompt, most tokens of a completion) where they are known apart; static, as shapes are.
+    rooms: Any = dataclasses.field(default=None, metadata={'static': True})
 
 
 @record

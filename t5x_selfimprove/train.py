@@ -18,7 +18,7 @@ from t5x_selfimprove.evaluate import Evaluation
 from t5x_selfimprove.feed import Feed
 from t5x_selfimprove.improve import Recipe, Round
 from t5x_selfimprove.models import parameters
-from t5x_selfimprove.models.config import TransformerConfig
+from t5x_selfimprove.models.config import ModelConfig
 from t5x_selfimprove.records import Lessons, Questions, TrainState
 from t5x_selfimprove.report import write_report
 from t5x_selfimprove.session import Place, Session
@@ -37,7 +37,7 @@ class Improve:
 
     place: Place
     vocabulary: Vocabulary
-    model: TransformerConfig
+    model: ModelConfig
     initial: str  # run directory, or Hugging Face directory, of the model to start from
     recipe: Recipe
     questions: Feed
@@ -66,6 +66,7 @@ class Improve:
                 f'replay_share = {self.recipe.learner.replay_share} and replay = {self.replay} do not go together: '
                 'give both or neither'
             )
+        self.recipe.learner.packing.check_kind(self.model)
 
     @property
     def answers(self) -> Any:
@@ -127,7 +128,7 @@ class Improve:
             'round': f'{feed.per_round:,} questions x {sampler.samples} samples = '
             f'{feed.per_round * sampler.samples:,} paths of at most {sampler.max_tokens} tokens, '
             f'{feed.per_batch:,} questions at a time',
-            'training': f'{learner.steps} updates x {learner.batch_rows} rows of {learner.packing.row_length} tokens '
+            'training': f'{learner.steps} updates x {learner.batch_rows} rows of {learner.packing.row_tokens} tokens '
             f'({learner.accumulate} accumulated), {learner.replay_rows} rows of them replay',
             'rounds': f'{self.rounds}, {self.rounds_per_dispatch} a dispatch',
         }
@@ -156,9 +157,11 @@ class _Run:
             return None
         template = settings.recipe.lesson_prompt or settings.recipe.prompt
         items = settings.replay.take(0, settings.replay.size)
-        examples, _ = encode_examples(items, settings.vocabulary, template.before, template.after, settings.replay_room)
-        pack = jax.jit(settings.recipe.learner.packing)
-        lessons, _ = pack(self.session.replicate(examples), jax.random.key(settings.place.seed))
+        pack = settings.recipe.learner.packing
+        examples, _ = encode_examples(
+            items, settings.vocabulary, template.before, template.after, settings.replay_room, rooms=pack.rooms
+        )
+        lessons, _ = jax.jit(pack)(self.session.replicate(examples), jax.random.key(settings.place.seed))
         return lessons
 
     def restore(self, done: int | None, initial: Described) -> TrainState:

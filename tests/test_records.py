@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5x_selfimprove import records
-from t5x_selfimprove.records import Examples, Lessons, Prompts, Questions, Samples, TrainState, Verdict, check
+from t5x_selfimprove.records import Examples, Lessons, Prompts, Questions, Samples, Sources, TrainState, Verdict, check
 
 
 def questions(outer=(), count=3, room=5, answer=4):
@@ -59,9 +59,9 @@ def test_a_scalar_and_fields_of_any_kind():
         check(dataclasses.replace(state, round=np.zeros(1, np.int32)))
 
 
-@pytest.mark.parametrize('record', [Questions, Prompts, Samples, Verdict, Examples, Lessons, TrainState])
+@pytest.mark.parametrize('record', [Questions, Prompts, Samples, Verdict, Examples, Sources, Lessons, TrainState])
 def test_every_record_is_a_frozen_pytree_with_all_its_fields(record):
-    names = [field.name for field in dataclasses.fields(record)]
+    names = [field.name for field in dataclasses.fields(record) if not field.metadata.get('static')]
     value = record(*range(len(names)))
     assert jax.tree.leaves(value) == list(range(len(names)))
     assert jax.tree.map(lambda leaf: leaf + 1, value) == record(*range(1, len(names) + 1))
@@ -71,7 +71,7 @@ def test_every_record_is_a_frozen_pytree_with_all_its_fields(record):
 
 def test_every_letter_of_a_shape_is_in_the_legend():
     legend = records.__doc__.split('Every record is')[0]
-    for record in (Questions, Prompts, Samples, Verdict, Examples, Lessons, TrainState):
+    for record in (Questions, Prompts, Samples, Verdict, Examples, Sources, Lessons, TrainState):
         for field in dataclasses.fields(record):
             for axis in getattr(field.type, 'dim_str', '').replace('*outer', '').split():
                 assert axis.isdigit() or f' {axis}  ' in legend, (record.__name__, field.name, axis)

@@ -27,6 +27,7 @@ from t5x_selfimprove.make_vocabulary import MakeVocabulary
 from t5x_selfimprove.models import hugging_face
 from t5x_selfimprove.models.adapters import LowRank
 from t5x_selfimprove.models.config import Experts, Rope, TransformerConfig
+from t5x_selfimprove.models.encoder_decoder_config import EncoderDecoderConfig
 from t5x_selfimprove.partitioning import MeshShape
 from t5x_selfimprove.pretrain import Pretrain
 from t5x_selfimprove.sampling.sampler import Sampler
@@ -64,6 +65,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'learning.Schedule': Schedule,
     'learning.Supervised': Supervised,
     'make_vocabulary.MakeVocabulary': MakeVocabulary,
+    'models.EncoderDecoderConfig': EncoderDecoderConfig,
     'models.Experts': Experts,
     'models.LowRank': LowRank,
     'models.Rope': Rope,

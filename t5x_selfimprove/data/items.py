@@ -178,6 +178,7 @@ def encode_examples(
     too_long: str = 'refuse',
     count: int | None = None,
     answer_text: str = ' The answer is {answer}.',
+    rooms: tuple[int, int] | None = None,
 ) -> tuple[Examples, int]:
     """Items as prompt-completion pairs: before + question + after, then ' rationale' + `answer_text` + end of text.
 
@@ -192,12 +193,14 @@ def encode_examples(
       too_long: 'refuse' raises on a longer pair; 'skip' leaves it out and counts it.
       count: rows of the result; the missing ones are padding of weight 0. None = as many as there are items.
       answer_text: how an answer is said; has '{answer}' in it.
+      rooms: the tokens that a prompt and that a completion may have, for an encoder-decoder, which has them apart.
 
     Returns:
       (examples, skipped): `Examples` of NumPy arrays with E = count rows, and how many items were left out.
 
     Raises:
-      ValueError: a pair too long, an item with nothing to learn from, more items than `count`.
+      ValueError: a pair too long, an item with nothing to learn from, more items than `count`, plain text for an
+        encoder-decoder.
     """
     check_choice('too_long', too_long, TOO_LONG)
     check_integer('room', room, 1)
@@ -211,6 +214,9 @@ def encode_examples(
         completion = encode_following(vocabulary, text) if prompt else vocabulary.encode(text)
         pairs.append((item, prompt + completion + [vocabulary.eos_id], len(prompt)))
     kept, skipped = _that_fit(pairs, room, too_long, 'example (prompt, completion and end of text)')
+    if rooms is not None:
+        kept, more = _that_fit_apart(kept, rooms, too_long)
+        skipped += more
     rows = _row_count(len(kept), count)
     tokens = np.full((rows, room), vocabulary.pad_id, np.int32)
     prompt_length = np.zeros(rows, np.int32)
@@ -219,7 +225,7 @@ def encode_examples(
         tokens[row, : len(ids)] = ids
         prompt_length[row], length[row] = prompted, len(ids)
     weight = (np.arange(rows) < len(kept)).astype(np.float32)
-    return Examples(tokens, prompt_length, length, weight), skipped
+    return Examples(tokens, prompt_length, length, weight, rooms), skipped
 
 
 def completion_text(item: Item, answer_text: str = ' The answer is {answer}.') -> str:
@@ -270,6 +276,23 @@ def _that_fit(rows: list[tuple], room: int, too_long: str, what: str) -> tuple[l
                 f"make the room at least {len(ids)}, or set too_long='skip' to leave such items out and count them"
             )
     return kept, len(rows) - len(kept)
+
+
+def _that_fit_apart(
+    rows: list[tuple[Item, list[int], int]], rooms: tuple[int, int], too_long: str
+) -> tuple[list[tuple[Item, list[int], int]], int]:
+    """Pairs (item, ids, prompt length) whose prompt and completion fit rooms of their own, and the number left out."""
+    for item, _, prompted in rows:
+        if not prompted:
+            raise ValueError(
+                f'item {item.id} is plain text, without a question: an encoder-decoder learns what follows a prompt. '
+                'Use a bank of questions, or a decoder-only model'
+            )
+    prompts = [(item, ids[:prompted], ids, prompted) for item, ids, prompted in rows]
+    kept, skipped = _that_fit(prompts, rooms[0], too_long, 'prompt (in learning.Packing.source_length)')
+    rest = [(item, ids[prompted:], ids, prompted) for item, _, ids, prompted in kept]
+    kept, more = _that_fit(rest, rooms[1], too_long, 'completion (in learning.Packing.row_length less one)')
+    return [(item, ids, prompted) for item, _, ids, prompted in kept], skipped + more
 
 
 def _row_count(items: int, count: int | None) -> int:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from t5x_selfimprove.learning import losses
-from t5x_selfimprove.learning.lessons import Packing, epoch_orders, minibatch
+from t5x_selfimprove.learning.lessons import Packing, epoch_orders, minibatch, tokens_in
 from t5x_selfimprove.learning.optimizers import AdamW, Optimizer
 from t5x_selfimprove.metrics import Mean, Metrics, Sum, summed
 from t5x_selfimprove.models import parameters
@@ -136,7 +136,7 @@ class Supervised:
         metrics = {
             'loss': Mean(total, weight),
             'gradient_norm': Mean(optax.global_norm(gradient), jnp.ones(())),
-            'training_tokens': Sum(jnp.sum(batch.segment > 0, dtype=jnp.float32)),
+            'training_tokens': Sum(tokens_in(batch)),
         }
         model = parameters.join(optax.apply_updates(trained, updates), rest)
         return dataclasses.replace(state, step=state.step + 1, model=model, optimizer=optimizer), metrics
