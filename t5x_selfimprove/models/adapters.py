@@ -76,9 +76,11 @@ class Adapted(nnx.Module):
         inside = ''.join(letter for letter in right if letter in left)
         outside = ''.join(letter for letter in right if letter not in left)
         thin = ''.join(letter for letter in left if letter not in inside) + 'z'
-        plain = layers.product(subscripts, x, self.weight[...], dtype)
-        narrow = layers.product(f'{left},{inside}z->{thin}', x, self.first[...], dtype)
-        return plain + self.scale * layers.product(f'{thin},z{outside}->{result}', narrow, self.second[...], dtype)
+        plain = layers.matrix_product(subscripts, x, self.weight[...], dtype)
+        narrow = layers.matrix_product(f'{left},{inside}z->{thin}', x, self.first[...], dtype)
+        return plain + self.scale * layers.matrix_product(
+            f'{thin},z{outside}->{result}', narrow, self.second[...], dtype
+        )
 
 
 def adapt(model: Any, low_rank: LowRank | None, key: jax.Array) -> Any:

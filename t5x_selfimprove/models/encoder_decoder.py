@@ -271,8 +271,9 @@ class EncoderDecoder(nnx.Module):
         """Entropy of the next token in nats, never holding [rows, time, vocabulary]."""
         return scoring.entropies(hidden, self.output_embedding, self.config.vocabulary_chunk, self._finish)
 
-    def _finish(self, logits: Float32[Array, '*shape']) -> Float32[Array, '*shape']:
-        return logits if self.config.scale == 1 else logits * self.config.scale
+    @property
+    def _finish(self) -> scoring.Finish:
+        return scoring.Finish(self.config.scale)
 
     def _scan(self, layer: Callable, x: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
         """The layers one after the other, rematerialised in the backward pass as configured."""

@@ -1,6 +1,9 @@
 """Log-probabilities of given tokens, and entropies, without an array of [rows, time, vocabulary]."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,26 @@ from jaxtyping import Array, Float, Float32, Int
 
 from t5x_selfimprove.models import layers
 
-Finish = Callable[[jax.Array], jax.Array]  # what becomes of each logit on its own: scale, soft-cap
+
+@dataclasses.dataclass(frozen=True)
+class Finish:
+    """What becomes of each logit on its own: times `scale`, then soft-capped."""
+
+    scale: float = 1.0
+    softcap: float = 0.0  # 0: none
+
+    def __call__(self, logits: Float32[Array, '*shape']) -> Float32[Array, '*shape']:
+        """The finished logits."""
+        return layers.softcap(logits if self.scale == 1 else logits * self.scale, self.softcap)
+
+    def slope(self, logits: Float32[Array, '*shape']) -> Float32[Array, '*shape'] | float:
+        """The derivative at every logit."""
+        if self == Finish():
+            return 1.0
+        return jax.jvp(self, (logits,), (jnp.ones_like(logits),))[1]
+
+
+PLAIN = Finish()
 
 
 def log_probs(
@@ -16,12 +38,13 @@ def log_probs(
     head: Float[Array, 'V D'],
     targets: Int[Array, '*rows'],
     chunk: int,
-    finish: Finish = lambda logits: logits,
+    finish: Finish = PLAIN,
 ) -> Float32[Array, '*rows']:
     """log softmax(finish(hidden @ head.T)) at the targets, the vocabulary taken in chunks.
 
-    The running log-sum-exp visits `chunk` rows of the head at a time; each visit is rematerialised in the backward
-    pass, so the largest temporary is [rows, chunk] in both directions.
+    The running log-sum-exp visits `chunk` rows of the head at a time; the backward pass visits them once more, so the
+    largest temporary is [rows, chunk] in both directions. The gradient is written out below: the compiler's own
+    transposes [rows, chunk] element by element, which on a CPU takes longer than the matrix products.
 
     Args:
       hidden: final hidden states, after the last norm.
@@ -30,27 +53,21 @@ def log_probs(
       chunk: rows of the head per visit; a vocabulary no larger is taken at once.
       finish: applied to the logits.
     """
-    # The head is cast as the matrix product sees it, so that the target's logit is the same number in both places.
-    rows = head.astype(hidden.dtype)[targets].astype(jnp.float32)
-    target_logit = finish(jnp.sum(hidden.astype(jnp.float32) * rows, axis=-1))
-
-    def add(carry: tuple[jax.Array, jax.Array], logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        peak, total = carry
-        higher = jnp.maximum(peak, logits.max(axis=-1))
-        return higher, total * jnp.exp(peak - higher) + jnp.exp(logits - higher[..., None]).sum(axis=-1)
-
-    start = (jnp.full(targets.shape, -jnp.inf), jnp.zeros(targets.shape))
-    peak, total = _visit(add, start, hidden, head, chunk, finish)
-    return target_logit - peak - jnp.log(total)
+    if head.shape[0] <= chunk:
+        logits = finish(layers.product('...d,vd->...v', hidden, head, hidden.dtype))
+        return _target_logit(hidden, head, targets, finish) - jax.nn.logsumexp(logits, axis=-1)
+    flat = _visited(hidden.reshape(-1, hidden.shape[-1]), head, targets.reshape(-1), chunk, finish)
+    return flat.reshape(targets.shape)
 
 
 def entropies(
-    hidden: Float[Array, '*rows D'], head: Float[Array, 'V D'], chunk: int, finish: Finish = lambda logits: logits
+    hidden: Float[Array, '*rows D'], head: Float[Array, 'V D'], chunk: int, finish: Finish = PLAIN
 ) -> Float32[Array, '*rows']:
     """Entropy in nats of softmax(finish(hidden @ head.T)), the vocabulary taken in chunks as in `log_probs`."""
 
-    def add(carry: tuple[jax.Array, ...], logits: jax.Array) -> tuple[jax.Array, ...]:
+    def add(carry: tuple[jax.Array, ...], logits: jax.Array, _: jax.Array) -> tuple[jax.Array, ...]:
         peak, total, weighted = carry
+        logits = finish(logits)
         higher = jnp.maximum(peak, logits.max(axis=-1))
         weight, scale = jnp.exp(logits - higher[..., None]), jnp.exp(peak - higher)
         # A chunk's padding has weight 0 and logit minus infinity.
@@ -59,27 +76,107 @@ def entropies(
 
     rows = hidden.shape[:-1]
     start = (jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros(rows))
-    peak, total, weighted = _visit(add, start, hidden, head, chunk, finish)
+    peak, total, weighted = _visit(add, start, hidden, head, chunk)
     return peak + jnp.log(total) - weighted / total
 
 
-def _visit(
-    add: Callable, start: tuple[jax.Array, ...], hidden: jax.Array, head: jax.Array, chunk: int, finish: Finish
-) -> tuple[jax.Array, ...]:
-    """Folds `add` over the finished logits of `chunk` tokens of the vocabulary after another."""
+def _target_logit(hidden: jax.Array, head: jax.Array, targets: jax.Array, finish: Finish) -> jax.Array:
+    # The head is cast as the matrix product sees it, so that the target's logit is the same number in both places.
+    rows = head.astype(hidden.dtype)[targets].astype(jnp.float32)
+    return finish(jnp.sum(hidden.astype(jnp.float32) * rows, axis=-1))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _visited(
+    hidden: Float[Array, 'R D'], head: Float[Array, 'V D'], targets: Int[Array, 'R'], chunk: int, finish: Finish
+) -> Float32[Array, 'R']:
+    def add(carry: tuple[jax.Array, jax.Array], logits: jax.Array, _: jax.Array) -> tuple[jax.Array, jax.Array]:
+        peak, total = carry
+        logits = finish(logits)
+        higher = jnp.maximum(peak, logits.max(axis=-1))
+        return higher, total * jnp.exp(peak - higher) + jnp.exp(logits - higher[:, None]).sum(axis=-1)
+
+    peak, total = _visit(add, _start(targets), hidden, head, chunk)
+    return _target_logit(hidden, head, targets, finish) - peak - jnp.log(total)
+
+
+def _visited_forward(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, chunk: int, finish: Finish
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """As `_visited`, and on the way the mean of the head's rows under the distribution: the gradient of `hidden`."""
+
+    def add(carry: tuple[jax.Array, ...], logits: jax.Array, rows: jax.Array) -> tuple[jax.Array, ...]:
+        peak, total, mean = carry
+        finished = finish(logits)
+        higher = jnp.maximum(peak, finished.max(axis=-1))
+        weight, scale = jnp.exp(finished - higher[:, None]), jnp.exp(peak - higher)
+        mixed = layers.product('rv,vd->rd', _sloped(weight, logits, finish), rows, hidden.dtype)
+        return higher, total * scale + weight.sum(axis=-1), mean * scale[:, None] + mixed
+
+    start = (*_start(targets), jnp.zeros(hidden.shape))
+    peak, total, mean = _visit(add, start, hidden, head, chunk)
+    normaliser = peak + jnp.log(total)
+    result = _target_logit(hidden, head, targets, finish) - normaliser
+    return result, (hidden, head, targets, normaliser, mean / total[:, None])
+
+
+def _visited_backward(
+    chunk: int, finish: Finish, kept: tuple[jax.Array, ...], gradient: Float32[Array, 'R']
+) -> tuple[jax.Array, jax.Array, None]:
+    hidden, head, targets, normaliser, mean = kept
+    rows = head.astype(hidden.dtype)[targets].astype(jnp.float32)
+    wide = hidden.astype(jnp.float32)
+    sloped = gradient * finish.slope(jnp.sum(wide * rows, axis=-1))
+    of_hidden = sloped[:, None] * rows - gradient[:, None] * mean
+    parts, first = _parts(head, chunk)
+    size = parts.shape[1]
+
+    def visit(_: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        # The vocabulary leads here, so that no [rows, chunk] is transposed for the product with the hidden states.
+        logits = layers.product('vd,rd->vr', part[0], hidden, hidden.dtype)
+        probability = _sloped(jnp.exp(finish(logits) - normaliser), logits, finish)
+        probability = jnp.where((part[1] + jnp.arange(size) < head.shape[0])[:, None], probability, 0)
+        return None, layers.product('vr,rd->vd', -gradient * probability, hidden, hidden.dtype)
+
+    _, of_head = jax.lax.scan(visit, None, (parts, first))
+    of_head = of_head.reshape(-1, head.shape[1])[: head.shape[0]].at[targets].add(sloped[:, None] * wide)
+    return of_hidden.astype(hidden.dtype), of_head.astype(head.dtype), None
+
+
+_visited.defvjp(_visited_forward, _visited_backward)
+
+
+def _start(targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.full(targets.shape, -jnp.inf), jnp.zeros(targets.shape)
+
+
+def _sloped(weight: jax.Array, logits: jax.Array, finish: Finish) -> jax.Array:
+    # Where the weight is 0 the logit may be the minus infinity of padding.
+    return weight if finish == PLAIN else jnp.where(weight > 0, weight * finish.slope(logits), 0)
+
+
+def _parts(head: Float[Array, 'V D'], chunk: int) -> tuple[Float[Array, 'visits c D'], Int[Array, 'visits']]:
+    """The head in equal parts of at most `chunk` rows, the last one padded, and the number of each one's first row."""
     size, width = head.shape
-
-    def logits(rows: jax.Array) -> jax.Array:
-        return finish(layers.product('...d,vd->...v', hidden, rows, hidden.dtype))
-
-    if size <= chunk:
-        return add(start, logits(head))
     visits = -(-size // chunk)
-    padded = jnp.pad(head, ((0, visits * chunk - size), (0, 0))).reshape(visits, chunk, width)
+    chunk = -(-size // visits)
+    padded = head if visits * chunk == size else jnp.pad(head, ((0, visits * chunk - size), (0, 0)))
+    return padded.reshape(visits, chunk, width), jnp.arange(visits) * chunk
+
+
+def _visit(
+    add: Callable[..., Any], start: tuple[jax.Array, ...], hidden: jax.Array, head: jax.Array, chunk: int
+) -> tuple[jax.Array, ...]:
+    """Folds `add` over the logits of one part of the vocabulary after another, and over its rows of the head."""
+    parts, first = _parts(head, chunk)
 
     @jax.checkpoint
     def visit(carry, part):
-        rows, first = part
-        return add(carry, jnp.where(first + jnp.arange(chunk) < size, logits(rows), -jnp.inf)), None
+        rows, place = part
+        logits = layers.product('...d,vd->...v', hidden, rows, hidden.dtype)
+        logits = jnp.where(place + jnp.arange(rows.shape[0]) < head.shape[0], logits, -jnp.inf)
+        return add(carry, logits, rows), None
 
-    return jax.lax.scan(visit, start, (padded, jnp.arange(visits) * chunk))[0]
+    if parts.shape[0] == 1:
+        return visit(start, (parts[0], first[0]))[0]
+    return jax.lax.scan(visit, start, (parts, first))[0]

@@ -206,9 +206,9 @@ class Transformer(nnx.Module):
         """Entropy of the next token in nats, never holding [rows, time, vocabulary]."""
         return scoring.entropies(hidden, self.output_embedding, self.config.vocabulary_chunk, self._finish)
 
-    def _finish(self, logits: Float32[Array, '*shape']) -> Float32[Array, '*shape']:
-        scaled = logits if self.config.logit_scale == 1 else logits * self.config.logit_scale
-        return layers.softcap(scaled, self.config.logit_softcap)
+    @property
+    def _finish(self) -> scoring.Finish:
+        return scoring.Finish(self.config.logit_scale, self.config.logit_softcap)
 
     def _turns(self, position: Int[Array, 'B T']) -> tuple[layers.Rotation | None, layers.Rotation | None]:
         """Rotations of the full and of the sliding layers."""
