@@ -14,7 +14,7 @@ import jax
 from t5x_selfimprove import files, metrics, partitioning
 from t5x_selfimprove.checkpoints import Checkpoints
 from t5x_selfimprove.display import Display, number_of_bytes
-from t5x_selfimprove.models import parameters
+from t5x_selfimprove.models import kernels, parameters
 from t5x_selfimprove.partitioning import MeshShape
 from t5x_selfimprove.vocabulary import Vocabulary
 
@@ -133,6 +133,7 @@ class Session:
         facts = {
             'platform': f'{len(self.devices)} x {self.devices[0].platform} ({", ".join(kinds)})',
             'mesh': ' x '.join(f'{axis} {size}' for axis, size in self.mesh.shape.items()),
+            'attention': kernels.describe(state.model.config, self.devices[0].platform),
             'parameters': f'{parameters.count(state.model):,}',
             'state': f'{number_of_bytes(on_device)} per device (parameters, optimizer, base)',
             **{name.replace('_', ' '): value for name, value in batch.items()},

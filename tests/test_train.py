@@ -152,6 +152,7 @@ def test_what_it_says():
         r'improve: quickstart, seed 0$',
         r'^  platform +8 x cpu \(cpu\)$',
         r'^  mesh +data 8 x fsdp 1 x expert 1 x tensor 1$',
+        r'^  attention +plain \(no kernel for CPUs\)$',
         r'^  round +16 questions x 4 samples = 64 paths of at most 32 tokens, 8 questions at a time$',
         r'^  training +4 updates x 8 rows of 63 tokens \(1 accumulated\), 2 rows of them replay$',
         r'compiled sampling, vote and training as one program in \d+\.\d s: [\d.]+ KiB updated in place',

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from t5x_selfimprove.models.transformer import Transformer
 
 # How it is computed, not what: results agree to rounding.
-EXECUTION_FIELDS = ('remat', 'unroll', 'vocabulary_chunk')
+EXECUTION_FIELDS = ('attention', 'remat', 'unroll', 'vocabulary_chunk')
 DTYPES = ('float32', 'bfloat16')
 REMAT = ('none', 'dots', 'full')
 ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh', 'relu')
 NORMS = ('rms', 'layer')
 KINDS = ('full', 'sliding')
+KERNELS = ('auto', 'plain', 'fused', 'splash')
 
 
 def one_of(field: str, value: Any, known: tuple[str, ...]) -> None:
@@ -147,6 +148,7 @@ class TransformerConfig:
     dropout: float = 0.0  # after the embedding and after each attention and feed-forward, in learning only
     dtype: str = 'float32'  # of the computation
     parameter_dtype: str = 'float32'  # of the parameters; 'bfloat16' for models that are not trained
+    attention: str = 'auto'  # the kernel for whole rows (models/kernels.py): 'plain', 'fused', 'splash'
     remat: str = 'none'  # backward pass: 'full' recomputes each layer, 'dots' all but its matrix products
     unroll: int = 1  # layers per iteration of the scan over layers
     vocabulary_chunk: int = 8192  # rows of the output embedding per visit in log_probs
@@ -165,6 +167,7 @@ class TransformerConfig:
         for field, known in (
             ('dtype', DTYPES),
             ('parameter_dtype', DTYPES),
+            ('attention', KERNELS),
             ('remat', REMAT),
             ('activation', ACTIVATIONS),
             ('norm', NORMS),
@@ -189,6 +192,11 @@ class TransformerConfig:
         if min(self.attention_softcap, self.logit_softcap) < 0:
             raise ValueError(
                 f'soft-caps must be positive, or 0 for none; they are {self.attention_softcap}, {self.logit_softcap}'
+            )
+        if self.attention == 'fused' and self.attention_softcap:
+            raise ValueError(
+                f"attention = 'fused' has no soft-cap, and attention_softcap is {self.attention_softcap}; set "
+                "attention to 'auto', 'plain' or, on TPUs, 'splash'"
             )
         if self.parallel and self.post_norms:
             raise ValueError('parallel blocks have one norm, before; post_norms must be False')

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from t5x_selfimprove.models import attention, layers, parameters, scoring
+from t5x_selfimprove import partitioning
+from t5x_selfimprove.models import attention, kernels, layers, parameters, scoring
 from t5x_selfimprove.models.attention import Segment
 from t5x_selfimprove.models.block import Block
 from t5x_selfimprove.models.config import TransformerConfig
@@ -92,9 +93,8 @@ class Transformer(nnx.Module):
         def layer(x, inputs):
             block, sliding, key = inputs
             query, keys, value = block.project(x, self._of_kind(sliding, *turns))
-            allowed = self._of_kind(sliding, *masks)
-            mixed = attention.merge([attention.attend(query, keys, value, allowed, config.attention_softcap)])
-            return block.finish(x, mixed, weight, rate, key)
+            part = self._attend_rows(query, keys, value, segment, sliding, masks, alone=True)
+            return block.finish(x, attention.merge([part]), weight, rate, key)
 
         if config.remat == 'full':
             layer = jax.checkpoint(layer, prevent_cse=False)
@@ -134,7 +134,7 @@ class Transformer(nnx.Module):
         def layer(x, inputs):
             block, sliding, past = inputs
             query, key, value = block.project(x, self._of_kind(sliding, *turns))
-            parts = [attention.attend(query, key, value, self._of_kind(sliding, *masks), config.attention_softcap)]
+            parts = [self._attend_rows(query, key, value, None, sliding, masks, alone=not context)]
             parts += [
                 self._attend_segment(query, segment, sliding, position, place)
                 for segment, place in zip(past, places, strict=False)
@@ -227,6 +227,31 @@ class Transformer(nnx.Module):
         if full is local:
             return full
         return jax.tree.map(lambda one, other: jnp.where(sliding, other, one), full, local)
+
+    def _attend_rows(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        segment: Int[Array, 'B T'] | None,
+        sliding: jax.Array,
+        masks: tuple[jax.Array, jax.Array],
+        alone: bool,
+    ) -> attention.Part:
+        """Attention within rows, by the kernel for their length. `masks` are of the full and of the sliding layers."""
+        config = self.config
+        name, _ = kernels.choose(config, key.shape[1], partitioning.platform())
+        if name == 'plain' or (name == 'fused' and not alone):
+            allowed = self._of_kind(sliding, *masks)
+            return attention.attend(query, key, value, allowed, config.attention_softcap)
+
+        def attend(window: int) -> attention.Part:
+            return kernels.attend_rows(name, query, key, value, segment, window, config, alone)
+
+        if len(set(config.sliding)) == 1:
+            return attend(config.sliding_window if config.sliding[0] else 0)
+        # The window is a part of the kernel: one for each kind of layer.
+        return jax.lax.cond(sliding, lambda: attend(config.sliding_window), lambda: attend(0))
 
     def _attend_segment(
         self, query: jax.Array, segment: Segment, sliding: jax.Array, position: jax.Array, start: jax.Array

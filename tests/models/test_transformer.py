@@ -148,6 +148,7 @@ OTHER = {
     'dropout': ({}, 0.5),
     'dtype': ({}, 'bfloat16'),
     'parameter_dtype': ({}, 'bfloat16'),
+    'attention': ({}, 'fused'),
     'remat': ({}, 'full'),
     'unroll': ({}, 2),
     'vocabulary_chunk': ({}, 7),

@@ -1,0 +1,193 @@
+"""Which program attends within whole rows: the plain products, the fused attention of jax, or the TPU's splash kernel.
+
+    plain   matrix products and a mask, [T, T] scores in memory; the reference, and the choice on CPUs
+    fused   jax.nn.dot_product_attention: cuDNN on GPUs where it applies, XLA's own elsewhere; no soft-cap. On a CPU a step
+            on the quickstart's 63-token rows takes 4 to 8 % less CPU time than with plain
+    splash  the block-sparse kernel for TPUs of jax.experimental.pallas; masks, windows and soft-cap inside
+
+`TransformerConfig.attention` names one, or 'auto': `choose` then goes by platform and shape.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from t5x_selfimprove import partitioning
+from t5x_selfimprove.models.attention import Part
+from t5x_selfimprove.models.config import TransformerConfig
+from t5x_selfimprove.partitioning import LEARNING, Axes
+
+LANES = 128  # numbers of a TPU register; the kernel's blocks are multiples of it
+LARGEST_BLOCK = 512
+LEAST_SPLASH = 256  # tokens; shorter rows are one block, and nothing of it can be left out
+CUDNN_HEAD_SIZE = 128  # the largest that all GPUs with flash attention take
+
+
+def choose(config: TransformerConfig, time: int, platform: str) -> tuple[str, str]:
+    """The kernel for rows of `time` tokens on a platform, and why.
+
+    Raises:
+      ValueError: the splash kernel was asked for on a GPU.
+    """
+    if config.attention == 'splash' and platform == 'gpu':
+        raise ValueError("attention = 'splash' is a kernel for TPUs and this is a GPU; set 'auto', 'fused' or 'plain'")
+    if config.attention != 'auto':
+        return config.attention, 'as configured'
+    if platform == 'tpu':
+        if time < LEAST_SPLASH:
+            return 'plain', f'rows are shorter than {LEAST_SPLASH} tokens'
+        return 'splash', 'TPU'
+    if platform == 'gpu':
+        reason = _not_cudnn(config, time)
+        return ('plain', reason) if reason else ('fused', 'GPU, cuDNN')
+    return 'plain', 'no kernel for CPUs'
+
+
+def _not_cudnn(config: TransformerConfig, time: int) -> str:
+    """Why cuDNN's flash attention does not apply, or ''."""
+    if config.dtype != 'bfloat16':
+        return f'cuDNN attends in bfloat16, the model computes in {config.dtype}'
+    if config.attention_softcap:
+        return 'cuDNN has no soft-cap'
+    if config.head_size % 8 or config.head_size > CUDNN_HEAD_SIZE:
+        return f'cuDNN takes head sizes that are multiples of 8 up to {CUDNN_HEAD_SIZE}; it is {config.head_size}'
+    return 'cuDNN trains on rows of even length' if time % 2 else ''
+
+
+def describe(config: Any, platform: str) -> str:
+    """What a run says at its start about attention within rows: the kernel for long rows, and why."""
+    if not isinstance(config, TransformerConfig):
+        return 'plain (with a bias by relative position)'
+    name, reason = choose(config, 2 * LEAST_SPLASH, platform)
+    if name == 'splash' and config.attention == 'auto':
+        reason += f'; plain for rows shorter than {LEAST_SPLASH} tokens'
+    if name == 'splash' and platform != 'tpu':
+        reason += '; interpreted, which is slow: this is no TPU'
+    if name == 'fused' and config.attention == 'fused':
+        refused = _not_cudnn(config, 2) if platform == 'gpu' else 'no GPU'
+        reason += f"; XLA's own: {refused}" if refused else '; cuDNN'
+    return f'{name} ({reason})'
+
+
+def attend_rows(
+    name: str,
+    query: Float[Array, 'B K G T h'],
+    key: Float[Array, 'B T K h'],
+    value: Float[Array, 'B T K h'],
+    segment: Int[Array, 'B T'] | None,
+    window: int,
+    config: TransformerConfig,
+    alone: bool,
+) -> Part:
+    """Causal attention within rows by the kernel 'fused' or 'splash', of one layer.
+
+    Args:
+      name: of the kernel, from `choose`.
+      query: grouped and scaled queries.
+      key: keys.
+      value: values.
+      segment: a token sees its own segment alone; None: the row is one.
+      window: tokens that are seen, itself included; 0: all before.
+      config: of the model.
+      alone: whether no other part is merged with this one. The residuals of 'fused' come in the compute dtype, too
+        coarse to merge by, so that 'fused' must be alone.
+    """
+    if name == 'fused':
+        if not alone:
+            raise ValueError("attention = 'fused' gives no residuals to merge by; use the plain part")
+        mixed = _fused(query, key, value, segment, window, config)
+        return mixed, jnp.zeros(mixed.shape[:-1]), jnp.ones(mixed.shape[:-1])
+    return _splash_over_mesh(query, key, value, segment, window, config.attention_softcap, alone)
+
+
+def _fused(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment: jax.Array | None,
+    window: int,
+    config: TransformerConfig,
+) -> jax.Array:
+    rows, kv_heads, groups, time, size = query.shape
+    mask: Bool[Array, 'B 1 T T'] | None = None
+    if segment is not None:
+        mask = (segment[:, :, None] == segment[:, None, :])[:, None]
+    cudnn = partitioning.platform() == 'gpu' and not _not_cudnn(config, time)
+    mixed = jax.nn.dot_product_attention(
+        jnp.moveaxis(query, 3, 1).reshape(rows, time, kv_heads * groups, size),
+        key,
+        value,
+        mask=mask,
+        scale=1.0,
+        is_causal=True,
+        local_window_size=(window - 1, 0) if window else None,
+        implementation='cudnn' if cudnn else 'xla',
+    )
+    mixed = mixed.astype(jnp.float32).reshape(rows, time, kv_heads, groups, size)
+    return jnp.moveaxis(mixed, 1, 3)
+
+
+def _splash_over_mesh(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment: jax.Array | None,
+    window: int,
+    softcap: float,
+    alone: bool,
+) -> Part:
+    """Every device attends for its own rows and heads: XLA cannot split a kernel by itself."""
+    segment = jnp.ones((key.shape[0], key.shape[1]), jnp.int32) if segment is None else segment.astype(jnp.int32)
+    key, value = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
+
+    def mine(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array) -> Part:
+        return _splash(query, key, value, segment, window, softcap, alone)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return mine(query, key, value, segment)
+    rows, heads = (partitioning.spec_of(Axes(names), LEARNING) for names in (('batch',), ('batch', 'kv_heads')))
+    padding = -query.shape[0] % partitioning.batch_parts(mesh)
+    padded = [jnp.pad(each, ((0, padding),) + ((0, 0),) * (each.ndim - 1)) for each in (query, key, value, segment)]
+    # The kernel does not say over which axes its results vary, so that this is not checked.
+    split = jax.shard_map(mine, mesh=mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    return jax.tree.map(lambda each: each[: query.shape[0]], split(*padded))
+
+
+def _splash(
+    query: Float[Array, 'B K G T h'],
+    key: Float[Array, 'B K T h'],
+    value: Float[Array, 'B K T h'],
+    segment: Int[Array, 'B T'],
+    window: int,
+    softcap: float,
+    alone: bool,
+) -> Part:
+    # Imported where it is used: most runs are spared it.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    rows, kv_heads, groups, time, size = query.shape
+    # Rows are filled up to whole blocks, in a segment of their own.
+    room = -(-time // LANES) * LANES
+    longer = lambda x, axis: jnp.pad(x, [(0, room - time if n == axis else 0) for n in range(x.ndim)])  # noqa: E731
+    heads = longer(query.reshape(rows, kv_heads * groups, time, size), 2)
+    block = next(block for block in range(LARGEST_BLOCK, 0, -LANES) if room % block == 0)
+    names = ('block_q', 'block_kv', 'block_kv_compute', 'block_q_dkv', 'block_kv_dkv', 'block_kv_dkv_compute')
+    blocks = splash.BlockSizes(**dict.fromkeys((*names, 'block_q_dq', 'block_kv_dq'), block))
+    shape = (room, room)
+    seen = splash.LocalMask(shape, (window - 1, 0), 0) if window else splash.CausalMask(shape)
+    kernel = splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([seen] * heads.shape[1]),
+        block_sizes=blocks,
+        save_residuals=not alone,
+        attn_logits_soft_cap=softcap or None,
+        interpret=partitioning.platform() != 'tpu',
+    )
+    ids = longer(segment, 1)
+    found = jax.vmap(kernel)(heads, longer(key, 2), longer(value, 2), splash.SegmentIds(ids, ids))
+    shorter = lambda x: x[:, :, :time].astype(jnp.float32).reshape(rows, kv_heads, groups, time, *x.shape[3:])  # noqa: E731
+    mixed, peak = (found, None) if alone else (found[0], found[1][0])
+    peak = jnp.zeros(query.shape[:-1]) if peak is None else shorter(peak)
+    return shorter(mixed), peak, jnp.ones(query.shape[:-1])
