@@ -151,6 +151,8 @@ def _read_qwen3(fields: Fields) -> Values:
 def _write_qwen(config: TransformerConfig) -> Values:
     slides = any(config.sliding)
     window = {'sliding_window': config.sliding_window or None, 'use_sliding_window': slides}
+    if slides:  # older releases read this alone; it says the same where the full layers come first
+        window['max_window_layers'] = config.sliding.index(True)
     return {**_write_plain(config), **window, 'layer_types': _layer_types(config)}
 
 
@@ -257,8 +259,9 @@ def _read_gemma3(fields: Fields) -> Values:
 
 
 def _write_gemma3(config: TransformerConfig) -> Values:
-    local = config.local_rope or config.rope
-    return {**_write_gemma(config), 'rope_local_base_freq': local.theta}
+    local, every = config.local_rope or config.rope, len(shortest(tuple(config.attention_pattern)))
+    pattern = {'sliding_window_pattern': every} if every > 1 else {}  # older releases read this alone
+    return {**_write_gemma(config), 'rope_local_base_freq': local and local.theta, **pattern}
 
 
 def _read_cohere(fields: Fields) -> Values:
