@@ -1,8 +1,8 @@
 """Which program attends within whole rows: the plain products, the fused attention of jax, or the TPU's splash kernel.
 
     plain   matrix products and a mask, [T, T] scores in memory; the reference, and the choice on CPUs
-    fused   jax.nn.dot_product_attention: cuDNN on GPUs where it applies, XLA's own elsewhere; no soft-cap. On a CPU a step
-            on the quickstart's 63-token rows takes 4 to 8 % less CPU time than with plain
+    fused   jax.nn.dot_product_attention: cuDNN on GPUs where it applies, XLA's own elsewhere; no soft-cap. On a CPU
+            a step on the quickstart's 63-token rows takes 4 to 8 % less CPU time with it than with plain
     splash  the block-sparse kernel for TPUs of jax.experimental.pallas; masks, windows and soft-cap inside
 
 `TransformerConfig.attention` names one, or 'auto': `choose` then goes by platform and shape.

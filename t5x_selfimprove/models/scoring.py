@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from t5x_selfimprove.models import layers
+from t5x_selfimprove.partitioning import LEARNING, constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +66,13 @@ def entropies(
 ) -> Float32[Array, '*rows']:
     """Entropy in nats of softmax(finish(hidden @ head.T)), the vocabulary taken in chunks as in `log_probs`."""
 
-    def add(carry: tuple[jax.Array, ...], logits: jax.Array, _: jax.Array) -> tuple[jax.Array, ...]:
+    def add(carry: tuple[jax.Array, ...], logits: jax.Array, _: jax.Array, real: jax.Array) -> tuple[jax.Array, ...]:
         peak, total, weighted = carry
-        logits = finish(logits)
-        higher = jnp.maximum(peak, logits.max(axis=-1))
-        weight, scale = jnp.exp(logits - higher[..., None]), jnp.exp(peak - higher)
-        # A chunk's padding has weight 0 and logit minus infinity.
-        weighted = weighted * scale + jnp.where(weight > 0, weight * logits, 0).sum(axis=-1)
+        finished = finish(logits)
+        seen = jnp.where(real, finished, -jnp.inf)
+        higher = jnp.maximum(peak, seen.max(axis=-1))
+        weight, scale = jnp.exp(seen - higher[..., None]), jnp.exp(peak - higher)
+        weighted = weighted * scale + (weight * finished).sum(axis=-1)
         return higher, total * scale + weight.sum(axis=-1), weighted
 
     rows = hidden.shape[:-1]
@@ -90,11 +91,11 @@ def _target_logit(hidden: jax.Array, head: jax.Array, targets: jax.Array, finish
 def _visited(
     hidden: Float[Array, 'R D'], head: Float[Array, 'V D'], targets: Int[Array, 'R'], chunk: int, finish: Finish
 ) -> Float32[Array, 'R']:
-    def add(carry: tuple[jax.Array, jax.Array], logits: jax.Array, _: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def add(carry: tuple[jax.Array, ...], logits: jax.Array, _: jax.Array, real: jax.Array) -> tuple[jax.Array, ...]:
         peak, total = carry
-        logits = finish(logits)
-        higher = jnp.maximum(peak, logits.max(axis=-1))
-        return higher, total * jnp.exp(peak - higher) + jnp.exp(logits - higher[:, None]).sum(axis=-1)
+        seen = jnp.where(real, finish(logits), -jnp.inf)
+        higher = jnp.maximum(peak, seen.max(axis=-1))
+        return higher, total * jnp.exp(peak - higher) + jnp.exp(seen - higher[:, None]).sum(axis=-1)
 
     peak, total = _visit(add, _start(targets), hidden, head, chunk)
     return _target_logit(hidden, head, targets, finish) - peak - jnp.log(total)
@@ -105,12 +106,12 @@ def _visited_forward(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """As `_visited`, and on the way the mean of the head's rows under the distribution: the gradient of `hidden`."""
 
-    def add(carry: tuple[jax.Array, ...], logits: jax.Array, rows: jax.Array) -> tuple[jax.Array, ...]:
+    def add(carry: tuple[jax.Array, ...], logits: jax.Array, rows: jax.Array, real: jax.Array) -> tuple[jax.Array, ...]:
         peak, total, mean = carry
-        finished = finish(logits)
-        higher = jnp.maximum(peak, finished.max(axis=-1))
-        weight, scale = jnp.exp(finished - higher[:, None]), jnp.exp(peak - higher)
-        mixed = layers.product('rv,vd->rd', _sloped(weight, logits, finish), rows, hidden.dtype)
+        seen = jnp.where(real, finish(logits), -jnp.inf)
+        higher = jnp.maximum(peak, seen.max(axis=-1))
+        weight, scale = jnp.exp(seen - higher[:, None]), jnp.exp(peak - higher)
+        mixed = layers.product('rv,vd->rd', weight * finish.slope(logits), rows, hidden.dtype)
         return higher, total * scale + weight.sum(axis=-1), mean * scale[:, None] + mixed
 
     start = (*_start(targets), jnp.zeros(hidden.shape))
@@ -128,18 +129,17 @@ def _visited_backward(
     wide = hidden.astype(jnp.float32)
     sloped = gradient * finish.slope(jnp.sum(wide * rows, axis=-1))
     of_hidden = sloped[:, None] * rows - gradient[:, None] * mean
-    parts, first = _parts(head, chunk)
-    size = parts.shape[1]
 
     def visit(_: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
         # The vocabulary leads here, so that no [rows, chunk] is transposed for the product with the hidden states.
         logits = layers.product('vd,rd->vr', part[0], hidden, hidden.dtype)
-        probability = _sloped(jnp.exp(finish(logits) - normaliser), logits, finish)
-        probability = jnp.where((part[1] + jnp.arange(size) < head.shape[0])[:, None], probability, 0)
-        return None, layers.product('vr,rd->vd', -gradient * probability, hidden, hidden.dtype)
+        probability = jnp.exp(finish(logits) - normaliser) * finish.slope(logits)
+        probability = jnp.where(part[1][:, None], probability, 0)
+        of_rows = layers.product('vr,rd->vd', -gradient * probability, hidden, hidden.dtype)
+        return None, constrain(of_rows, 'vocabulary', 'model')
 
-    _, of_head = jax.lax.scan(visit, None, (parts, first))
-    of_head = of_head.reshape(-1, head.shape[1])[: head.shape[0]].at[targets].add(sloped[:, None] * wide)
+    _, of_parts = jax.lax.scan(visit, None, _parts(head, chunk))
+    of_head = _joined(of_parts, head.shape[0]).at[targets].add(sloped[:, None] * wide)
     return of_hidden.astype(hidden.dtype), of_head.astype(head.dtype), None
 
 
@@ -150,33 +150,50 @@ def _start(targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.full(targets.shape, -jnp.inf), jnp.zeros(targets.shape)
 
 
-def _sloped(weight: jax.Array, logits: jax.Array, finish: Finish) -> jax.Array:
-    # Where the weight is 0 the logit may be the minus infinity of padding.
-    return weight if finish == PLAIN else jnp.where(weight > 0, weight * finish.slope(logits), 0)
+def _shards(size: int) -> int:
+    """Number of parts that the mesh splits the vocabulary into."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else mesh.shape[LEARNING['vocabulary']]
+    return shards if size % shards == 0 else 1
 
 
-def _parts(head: Float[Array, 'V D'], chunk: int) -> tuple[Float[Array, 'visits c D'], Int[Array, 'visits']]:
-    """The head in equal parts of at most `chunk` rows, the last one padded, and the number of each one's first row."""
+def _parts(head: Float[Array, 'V D'], chunk: int) -> tuple[Float[Array, 'visits c D'], Bool[Array, 'visits c']]:
+    """The head in equal parts of at most `chunk` rows, filled up with zeros, and which rows are of the head.
+
+    Every part has as many rows of each device's share of the vocabulary: no device waits for, or gathers, another's.
+    """
     size, width = head.shape
-    visits = -(-size // chunk)
-    chunk = -(-size // visits)
-    padded = head if visits * chunk == size else jnp.pad(head, ((0, visits * chunk - size), (0, 0)))
-    return padded.reshape(visits, chunk, width), jnp.arange(visits) * chunk
+    visits, shards = -(-size // chunk), _shards(size)
+    mine = size // shards
+    each = -(-mine // visits)
+    real = jnp.broadcast_to(jnp.arange(visits * each) < mine, (shards, visits * each))
+    rows = jnp.pad(head.reshape(shards, mine, width), ((0, 0), (0, visits * each - mine), (0, 0)))
+    turned = [jnp.swapaxes(x.reshape(shards, visits, each, *x.shape[2:]), 0, 1) for x in (rows, real)]
+    parts, real = (x.reshape(visits, shards * each, *x.shape[3:]) for x in turned)
+    return constrain(parts, None, 'vocabulary', 'model'), real
+
+
+def _joined(parts: Float32[Array, 'visits c D'], size: int) -> Float32[Array, 'V D']:
+    """Parts as of `_parts` in the order of the head."""
+    visits, rows, width = parts.shape
+    shards = _shards(size)
+    turned = jnp.swapaxes(parts.reshape(visits, shards, rows // shards, width), 0, 1)
+    return turned.reshape(shards, -1, width)[:, : size // shards].reshape(size, width)
 
 
 def _visit(
     add: Callable[..., Any], start: tuple[jax.Array, ...], hidden: jax.Array, head: jax.Array, chunk: int
 ) -> tuple[jax.Array, ...]:
-    """Folds `add` over the logits of one part of the vocabulary after another, and over its rows of the head."""
-    parts, first = _parts(head, chunk)
+    """Folds `add` over one part of the vocabulary after another: its logits, its rows of the head, and which of them
+    are of the head (a soft-cap would make the padding's logits finite, were they masked before)."""
+    parts, real = _parts(head, chunk)
 
     @jax.checkpoint
     def visit(carry, part):
-        rows, place = part
+        rows, real = part
         logits = layers.product('...d,vd->...v', hidden, rows, hidden.dtype)
-        logits = jnp.where(place + jnp.arange(rows.shape[0]) < head.shape[0], logits, -jnp.inf)
-        return add(carry, logits, rows), None
+        return add(carry, logits, rows, real), None
 
     if parts.shape[0] == 1:
-        return visit(start, (parts[0], first[0]))[0]
-    return jax.lax.scan(visit, start, (parts, first))[0]
+        return visit(start, (parts[0], real[0]))[0]
+    return jax.lax.scan(visit, start, (parts, real))[0]
