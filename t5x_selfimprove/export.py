@@ -12,13 +12,14 @@ import jax
 from t5x_selfimprove.checkpoints import Checkpoints, Described, kind_of, read_model
 from t5x_selfimprove.display import Display, number_of_bytes
 from t5x_selfimprove.models import hugging_face
-from t5x_selfimprove.models.config import TransformerConfig
+from t5x_selfimprove.models.config import ModelConfig, TransformerConfig
+from t5x_selfimprove.models.encoder_decoder_config import EncoderDecoderConfig
 from t5x_selfimprove.session import check_writable
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Writes the model of the last checkpoint of a run directory for Hugging Face; adapters are merged in.
+    """Writes the model of the last checkpoint of a run directory for Hugging Face; adapters are merged in, or alone.
 
     Architecture, special tokens and the tokenizer's files are those of the directory that the run started from, however
     many runs ago.
@@ -31,7 +32,8 @@ class Export:
     tokenizer: str | None = (
         None  # Hugging Face directory to take tokenizer and special tokens from; None: the first one
     )
-    model: TransformerConfig | None = None  # None: as the checkpoint says
+    model: ModelConfig | None = None  # None: as the checkpoint says
+    adapters: bool = False  # the adapters alone, as the library peft has them, instead of the merged model
 
     def run(self, config: str) -> dict[str, Any]:
         """Exports. Returns what was written.
@@ -51,6 +53,8 @@ class Export:
         source = self.tokenizer or first_directory(self.initial)
         model = read_model(self.initial, settings.create(rows, jax.random.key(0)))
         with display.phase('export', f'writing {self.output}'):
+            if self.adapters:
+                return self.write_adapters(model, source, display)
             written = hugging_face.write_model(model, self.output, self.dtype, self.shard, source)
         display.say(
             f'{self.initial}, step {step:,}, as {written["architecture"]}: {written["tensors"]} tensors, '
@@ -62,7 +66,19 @@ class Export:
         display.say(f'written: {self.output} ({", ".join(written["files"])})')
         return written
 
-    def described(self) -> tuple[TransformerConfig, int, int]:
+    def write_adapters(self, model: Any, base: str | None, display: Display) -> dict[str, Any]:
+        """Writes the adapters alone; raises ValueError where no directory of Hugging Face is behind them."""
+        if base is None:
+            raise ValueError(
+                f'the adapters of {self.initial} belong to no Hugging Face directory that is there; name theirs as '
+                'export.Export.tokenizer, or export the merged model (export.Export.adapters = False)'
+            )
+        written = hugging_face.write_adapters(model, self.output, base)
+        display.say(f'adapters for {base}: {written["tensors"]} tensors')
+        display.say(f'written: {self.output} ({", ".join(written["files"])})')
+        return written
+
+    def described(self) -> tuple[ModelConfig, int, int]:
         """The model's configuration, the rows of its embedding, and its step."""
         if kind_of(self.initial) == 'hugging_face':
             settings = self.model or hugging_face.of_directory(self.initial)
@@ -73,18 +89,17 @@ class Export:
         settings = self.model or model_of(found)
         if settings is None:
             raise ValueError(
-                f'the checkpoint in {self.initial} does not say what its model is (it is of an earlier version, or no '
-                'decoder-only transformer); give the configuration it was made with as export.Export.model'
+                f'the checkpoint in {self.initial} does not say what its model is (it is of an earlier version); give '
+                'the configuration it was made with as export.Export.model'
             )
         return settings, shapes['model.embedding'][0], found.step
 
 
-def model_of(described: Described) -> TransformerConfig | None:
+def model_of(described: Described) -> TransformerConfig | EncoderDecoderConfig | None:
     """The configuration that a run wrote beside its model; None where it wrote none."""
     said = described.manifest.get('model')
-    if not said or said['kind'] != TransformerConfig.__name__:
-        return None
-    return _made(TransformerConfig, said['fields'])
+    kinds = {kind.__name__: kind for kind in (TransformerConfig, EncoderDecoderConfig)}
+    return _made(kinds[said['kind']], said['fields']) if said and said['kind'] in kinds else None
 
 
 def _made(kind: Any, value: Any) -> Any:

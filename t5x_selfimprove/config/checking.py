@@ -45,8 +45,9 @@ def required(part: Part) -> tuple[str, ...]:
 
 
 def made_by(part: Part) -> type:
-    """The class of what a part builds: itself, or what a function returns."""
-    return typing.get_type_hints(part)['return'] if inspect.isfunction(part) else part
+    """The class of what a part builds: itself, or what a function returns (of several the first)."""
+    made = typing.get_type_hints(part)['return'] if inspect.isfunction(part) else part
+    return typing.get_args(made)[0] if isinstance(made, types.UnionType) else made
 
 
 def fit(value: Any, kind: Any, parts: Parts) -> Any:

@@ -1,13 +1,18 @@
-"""The encoder-decoder against transformers' T5 and UMT5: the same logits, the same greedy tokens, with padding."""
+"""The encoder-decoder against T5, mT5 and UMT5 of transformers: logits, greedy tokens, checkpoints in and out."""
 
 import dataclasses
 import functools
+import json
+import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from t5x_selfimprove.models import hugging_face
 from t5x_selfimprove.models.encoder_decoder_config import EncoderDecoderConfig
 from t5x_selfimprove.models.relative_position import buckets
 from t5x_selfimprove.records import Prompts, Sources
@@ -68,51 +73,27 @@ def ours_config(family: str) -> EncoderDecoderConfig:
 
 
 @functools.cache
+def saved(family: str) -> pathlib.Path:
+    """The directory that transformers makes of its model."""
+    folder = pathlib.Path(_folder().name) / family
+    theirs(family).save_pretrained(folder)
+    return folder
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory()
+
+
+@functools.cache
 def ours(family: str):
     """The same model here."""
-    config, held = ours_config(family), theirs(family).state_dict()
-    get = lambda name: held[name].numpy()  # noqa: E731
-    heads = (config.heads, config.head_size)
+    return read(saved(family))
 
-    def stack(name: str, count: int, reshape) -> np.ndarray:
-        return np.stack([reshape(get(name.format(layer))) for layer in range(count)])
 
-    def attention(part: str, number: int, kind: str, count: int) -> dict[str, np.ndarray]:
-        place = f'{part}.block.{{}}.layer.{number}.{kind}'
-        inner = lambda weight: weight.T.reshape(config.width, *heads)  # noqa: E731
-        made = {
-            long: stack(f'{place}.{short}.weight', count, inner)
-            for long, short in (('query', 'q'), ('key', 'k'), ('value', 'v'))
-        }
-        made['out'] = stack(f'{place}.o.weight', count, lambda weight: weight.T.reshape(*heads, config.width))
-        made['norm'] = stack(f'{part}.block.{{}}.layer.{number}.layer_norm.weight', count, np.asarray)
-        return made
-
-    arrays = {'.embedding': get('shared.weight'), '.head': get('lm_head.weight')}
-    for part, count, last in (('encoder', config.encoder_layers, 1), ('decoder', config.decoder_layers, 2)):
-        inside = {f'.attention.{name}': array for name, array in attention(part, 0, 'SelfAttention', count).items()}
-        if part == 'decoder':
-            cross = attention(part, 1, 'EncDecAttention', count)
-            inside |= {f'.cross_attention.{name}': array for name, array in cross.items()}
-        place = f'{part}.block.{{}}.layer.{last}.'
-        names = {'gate': 'wi_0', 'up': 'wi_1', 'down': 'wo'} if config.gated else {'up': 'wi', 'down': 'wo'}
-        for long, short in names.items():
-            inside[f'.feed_forward.{long}'] = stack(f'{place}DenseReluDense.{short}.weight', count, np.transpose)
-        inside['.feed_forward_norm'] = stack(f'{place}layer_norm.weight', count, np.asarray)
-        bias = f'{part}.block.{{}}.layer.0.SelfAttention.relative_attention_bias.weight'
-        if config.bias_per_layer:
-            inside['.bias'] = stack(bias, count, np.asarray)
-        else:
-            arrays[f'.{part}.bias'] = get(bias.format(0))
-        arrays |= {f'.{part}.blocks{name}': array for name, array in inside.items()}
-        arrays[f'.{part}.final_norm'] = get(f'{part}.final_layer_norm.weight')
-
-    def fill(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        name = jax.tree_util.keystr(path).removesuffix('.value').replace('norm.scale', 'norm')
-        assert arrays[name].shape == leaf.shape, name
-        return jnp.asarray(arrays[name])
-
-    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(lambda: config.create(ROWS, jax.random.key(0))))
+def read(folder: pathlib.Path):
+    config = hugging_face.of_directory(str(folder))
+    return hugging_face.read_model(folder, jax.eval_shape(lambda: config.create(ROWS, jax.random.key(0))))
 
 
 @functools.cache
@@ -171,3 +152,70 @@ def test_buckets(count, furthest, both):
     of = transformers.models.t5.modeling_t5.T5Attention._relative_position_bucket
     wanted = of(torch.tensor(distance), both, count, furthest).numpy()
     np.testing.assert_array_equal(buckets(distance, count, furthest, both), wanted)
+
+
+def tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """All tensors of a directory, read without the code under test."""
+    return load_file(folder / 'model.safetensors')
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_round_trip_changes_no_bit(tmp_path, family):
+    config = hugging_face.of_directory(str(saved(family)))
+    wanted = ours_config(family)
+    assert config == dataclasses.replace(wanted, embedding_rows=ROWS, logit_scale=wanted.scale)
+    written = hugging_face.write_model(ours(family), tmp_path / 'ours', source=saved(family))
+    kind = f'{KINDS.get(family, "T5")}ForConditionalGeneration'
+    assert written['architecture'] == kind
+    before, after = tensors(saved(family)), tensors(tmp_path / 'ours')
+    assert set(before) == set(after)
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+    again, told = getattr(transformers, kind).from_pretrained(tmp_path / 'ours', output_loading_info=True)
+    assert not any(told.values()), told
+    ids = torch.tensor(inputs()[0], dtype=torch.long)
+    with torch.no_grad():
+        logits = [each(input_ids=ids, decoder_input_ids=ids).logits for each in (theirs(family), again.eval())]
+    assert torch.equal(*logits)
+
+
+def write_json(folder: pathlib.Path, **fields) -> pathlib.Path:
+    """A directory with the T5 1.1 case's files, its config.json changed; a field that is `...` is taken out."""
+    folder.mkdir()
+    values = {**json.loads((saved('T5 1.1') / 'config.json').read_text()), **fields}
+    kept = {name: value for name, value in values.items() if value is not ...}
+    (folder / 'config.json').write_text(json.dumps(kept))
+    (folder / 'model.safetensors').symlink_to(saved('T5 1.1') / 'model.safetensors')
+    return folder
+
+
+def test_config_files_of_earlier_releases(tmp_path):
+    """Before release 5, tie_word_embeddings alone said whether logits are scaled."""
+    old = write_json(tmp_path / 'old', tie_word_embeddings=False, scale_decoder_outputs=..., n_positions=512)
+    assert hugging_face.of_directory(str(old)) == hugging_face.of_directory(str(saved('T5 1.1')))
+    first = write_json(tmp_path / 'first', tie_word_embeddings=..., scale_decoder_outputs=...)
+    assert hugging_face.of_directory(str(first)).scale == CONFIG.width**-0.5
+
+
+@pytest.mark.parametrize(
+    ('fields', 'said'),
+    [
+        ({'feed_forward_proj': 'gated-swiglu'}, r'config.json: feed_forward_proj = "gated-swiglu" is not supported'),
+        ({'is_encoder_decoder': False}, 'leaves out the encoder'),
+        ({'d_model': 0}, 'd_model = 0 is not a positive whole number'),
+        ({'scores': 'capped'}, 'scores = "capped" is not known here'),
+        ({'d_ff': 39}, r'wi_0.weight is \[40, 24\], not \[39, 24\]'),
+        ({'num_layers': 3}, 'encoder.block.2.* is missing'),
+        ({'num_layers': 1}, 'encoder.block.1.* is left over'),
+    ],
+)
+def test_what_is_not_supported_or_does_not_fit_is_refused(tmp_path, fields, said):
+    folder = write_json(tmp_path / 'changed', **fields)
+    with pytest.raises(ValueError, match=said):
+        read(folder)
+
+
+def test_a_model_that_no_family_says_is_refused(tmp_path):
+    odd = tiny_t5.model(logit_scale=0.3)
+    with pytest.raises(ValueError, match=r'no architecture of transformers .*logit_scale = 0\.3'):
+        hugging_face.write_model(odd, tmp_path / 'ours')
+    assert not list(tmp_path.iterdir())

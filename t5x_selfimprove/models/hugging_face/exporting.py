@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from t5x_selfimprove.models import adapters
-from t5x_selfimprove.models.config import DTYPES, TransformerConfig
+from t5x_selfimprove.models.config import DTYPES
 from t5x_selfimprove.models.hugging_face import names
-from t5x_selfimprove.models.hugging_face.comparing import differences
+from t5x_selfimprove.models.hugging_face.comparing import Config, differences
 from t5x_selfimprove.models.hugging_face.families import FAMILIES, Family
 from t5x_selfimprove.models.hugging_face.fields import FILE, KEPT, Fields, read_json
 from t5x_selfimprove.models.hugging_face.importing import named_leaves, needed, read_source
@@ -28,7 +29,7 @@ TOKENIZER_FILES = (
 )
 
 
-def family_of(config: TransformerConfig, preferred: str | None = None) -> Family:
+def family_of(config: Config, preferred: str | None = None) -> Family:
     """The family of transformers whose config.json can say all of our configuration.
 
     Args:
@@ -38,7 +39,8 @@ def family_of(config: TransformerConfig, preferred: str | None = None) -> Family
     Raises:
       ValueError: there is none; says what the nearest cannot say.
     """
-    order = sorted(FAMILIES, key=lambda family: family.architecture != preferred)
+    same_kind = [family for family in FAMILIES if family.made is type(config)]
+    order = sorted(same_kind, key=lambda family: family.architecture != preferred)
     unsaid: dict[str, list[str]] = {}
     for family in order:
         unsaid[family.architecture] = _unsaid(config, family)
@@ -51,7 +53,7 @@ def family_of(config: TransformerConfig, preferred: str | None = None) -> Family
     )
 
 
-def _unsaid(config: TransformerConfig, family: Family) -> list[str]:
+def _unsaid(config: Config, family: Family) -> list[str]:
     """The fields of a configuration that are lost in the config.json of a family."""
     if config.width % config.heads and family.architecture.startswith(('Llama', 'Gemma')):
         return ['width (it must be a multiple of heads)']
@@ -74,7 +76,7 @@ def write_model(
     The host holds one file of tensors at a time.
 
     Args:
-      model: a `Transformer`.
+      model: a `Transformer` or an `EncoderDecoder`.
       directory: to be made; must not be there yet, or be empty.
       dtype: of the tensors, 'float32' or 'bfloat16'; None: as the parameters are.
       shard: most bytes of a file, as '5GB'.
@@ -98,17 +100,17 @@ def write_model(
     kept = _kept(source)
     family = family_of(config, kept.pop('architecture', None))
     kind = np.dtype(dtype or config.parameter_dtype)
-    groups, total = _write_plan(model, family, kind, most)
+    groups, total = _write_plan(model, family.table(config), kind, most)
     partial = folder.with_name(f'{folder.name}.partial')
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     leaves = dict(named_leaves(model))
     for file, group in groups.items():
-        _write_shard(partial / file, {part.name: _tensor(leaves[name], part, kind) for name, part in group})
+        write_shard(partial / file, {part.name: _tensor(leaves[name], part, kind) for name, part in group})
     if len(groups) > 1:
         places = {part.name: file for file, group in groups.items() for _, part in group}
-        _write_json(partial / INDEX, {'metadata': {'total_size': total}, 'weight_map': dict(sorted(places.items()))})
-    _write_json(partial / FILE, {**family.values(config), 'torch_dtype': kind.name, **kept})
+        write_json(partial / INDEX, {'metadata': {'total_size': total}, 'weight_map': dict(sorted(places.items()))})
+    write_json(partial / FILE, {**family.values(config), 'torch_dtype': kind.name, **kept})
     copied = copy_tokenizer(source, partial) if source else []
     if folder.exists():
         folder.rmdir()
@@ -129,10 +131,10 @@ def _kept(source: str | Path | None) -> dict[str, Any]:
 
 
 def _write_plan(
-    model: Any, family: Family, kind: np.dtype, most: int
+    model: Any, table: Mapping[str, names.Name], kind: np.dtype, most: int
 ) -> tuple[dict[str, list[tuple[str, names.Part]]], int]:
     """The parameter and the part of each tensor, by file; and the bytes of all."""
-    wanted = needed(model, names.table_of(family.architecture))
+    wanted = needed(model, table)
     every = {part.name: (name, part) for name, group in wanted.items() for part in group}
     ordered = sorted(every, key=lambda name: (every[name][1].place[:1], name))  # layer by layer
     sizes = {name: math.prod(every[name][1].layout.shape) * kind.itemsize for name in ordered}
@@ -156,14 +158,16 @@ def _take(
     return tensor if sharding is None else jax.lax.with_sharding_constraint(tensor, sharding)
 
 
-def _write_shard(file: Path, tensors: dict[str, np.ndarray]) -> None:
+def write_shard(file: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes one file of tensors."""
     from safetensors.numpy import save_file
 
     # transformers reads files with this word alone.
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, file, {'format': 'pt'})
 
 
-def _write_json(file: Path, values: dict[str, Any]) -> None:
+def write_json(file: Path, values: dict[str, Any]) -> None:
+    """Writes a file of fields."""
     file.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')
 
 

@@ -1,16 +1,17 @@
-"""The decoder-only families of transformers: what their config.json says in our fields, and back.
+"""The families of transformers (encoder-decoders: t5.py): what their config.json says in our fields, and back.
 
-A family refuses whatever changes the computation and is not a field of `TransformerConfig`. Values that a config.json
+A family refuses whatever changes the computation and is not a field of our configuration. Values that a config.json
 leaves out are those of the family's configuration class in transformers.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from t5x_selfimprove.models.config import Experts, TransformerConfig
-from t5x_selfimprove.models.hugging_face import ropes
-from t5x_selfimprove.models.hugging_face.comparing import shortest
+from t5x_selfimprove.models.encoder_decoder_config import EncoderDecoderConfig
+from t5x_selfimprove.models.hugging_face import names, ropes, t5
+from t5x_selfimprove.models.hugging_face.comparing import Config, shortest
 from t5x_selfimprove.models.hugging_face.fields import Fields
 
 ACTIVATIONS = {
@@ -31,21 +32,28 @@ class Family:
 
     architecture: str
     model_type: str
-    read: Callable[[Fields], Values]  # fields of TransformerConfig
-    write: Callable[[TransformerConfig], Values]  # fields of config.json
+    read: Callable[[Fields], Values]  # fields of our configuration
+    write: Callable[[Any], Values]  # fields of config.json
     defaults: Mapping[str, Any]
+    made: type = TransformerConfig  # our configuration
 
-    def config(self, fields: Fields) -> TransformerConfig:
+    def config(self, fields: Fields) -> Config:
         """Our configuration. Raises ValueError naming the file, the field, its value and the way out."""
         values = self.read(fields)
         fields.off('quantization_config', 'means quantised weights, which are not supported')
         fields.off('attention_dropout', 'drops attention in training, which is not supported')
         fields.finish()
-        return TransformerConfig(**values)
+        return self.made(**values)
 
-    def values(self, config: TransformerConfig) -> Values:
+    def values(self, config: Config) -> Values:
         """The fields of config.json that say what the model computes."""
         return {'architectures': [self.architecture], 'model_type': self.model_type, **self.write(config)}
+
+    def table(self, config: Config, present: Sequence[str] = ()) -> Mapping[str, names.Name]:
+        """Which tensor is which parameter, for a checkpoint with the tensors `present`."""
+        if isinstance(config, EncoderDecoderConfig):
+            return t5.table(config, present)
+        return names.table_of(self.architecture, present)
 
 
 def _read_plain(fields: Fields, activation: str = 'hidden_act', epsilon: str = 'rms_norm_eps') -> Values:
@@ -323,4 +331,5 @@ FAMILIES = (
     Family('Gemma2ForCausalLM', 'gemma2', _read_gemma2, _write_gemma2, {**GEMMA, **GEMMA2}),
     Family('Gemma3ForCausalLM', 'gemma3_text', _read_gemma3, _write_gemma3, {**GEMMA, **GEMMA3}),
     Family('CohereForCausalLM', 'cohere', _read_cohere, _write_cohere, COHERE),
+    *(Family(*row, made=EncoderDecoderConfig) for row in t5.ROWS),
 )

@@ -14,8 +14,9 @@ from jax.sharding import NamedSharding
 from t5x_selfimprove.models import parameters
 from t5x_selfimprove.models.adapters import LowRank
 from t5x_selfimprove.models.config import TransformerConfig
+from t5x_selfimprove.models.encoder_decoder_config import EncoderDecoderConfig
 from t5x_selfimprove.models.hugging_face import names
-from t5x_selfimprove.models.hugging_face.comparing import differences
+from t5x_selfimprove.models.hugging_face.comparing import Config, differences
 from t5x_selfimprove.models.hugging_face.families import FAMILIES, Family
 from t5x_selfimprove.models.hugging_face.fields import FILE, Fields, read_json
 from t5x_selfimprove.models.hugging_face.stored import DTYPES, Stored, read_slice, stored_tensors
@@ -37,7 +38,7 @@ class Source:
     directory: Path
     family: Family
     architecture: str  # as the file names it
-    config: TransformerConfig
+    config: Config
 
 
 def read_source(directory: str | Path) -> Source:
@@ -76,11 +77,12 @@ def of_directory(
     dtype: str = TransformerConfig.dtype,
     parameter_dtype: str = TransformerConfig.parameter_dtype,
     dropout: float = TransformerConfig.dropout,
+    attention: str = TransformerConfig.attention,
     remat: str = TransformerConfig.remat,
     unroll: int = TransformerConfig.unroll,
     vocabulary_chunk: int = TransformerConfig.vocabulary_chunk,
     low_rank: LowRank | None = None,
-) -> TransformerConfig:
+) -> TransformerConfig | EncoderDecoderConfig:
     """The configuration of the model in a Hugging Face directory; what a config.json does not speak of is given here.
 
     Args:
@@ -88,6 +90,7 @@ def of_directory(
       dtype: of the computation, 'float32' or 'bfloat16'.
       parameter_dtype: of the parameters, 'float32' or 'bfloat16'.
       dropout: in learning.
+      attention: the kernel for whole rows, 'auto', 'plain', 'fused' or 'splash'.
       remat: 'none', 'dots' or 'full'.
       unroll: layers per iteration of the scan over layers.
       vocabulary_chunk: rows of the output embedding per visit in log_probs.
@@ -101,6 +104,7 @@ def of_directory(
         dtype=dtype,
         parameter_dtype=parameter_dtype,
         dropout=dropout,
+        attention=attention,
         remat=remat,
         unroll=unroll,
         vocabulary_chunk=vocabulary_chunk,
@@ -150,7 +154,7 @@ def check(source: Source, model: Any) -> tuple[dict[str, list[tuple[names.Part, 
     if source.architecture == WITH_IMAGES:
         left_out = [name for name in stored if name.startswith(OUTSIDE)]
         stored = {_inside(name): tensor for name, tensor in stored.items() if not name.startswith(OUTSIDE)}
-    wanted = needed(model, names.table_of(source.family.architecture, list(stored)))
+    wanted = needed(model, source.family.table(source.config, list(stored)))
     parts = {part.name: part for group in wanted.values() for part in group}
     known = {'lm_head.weight'} if source.config.tied else set()  # some write the tied embedding twice
     over = [name for name in stored if name not in parts and name not in known and not names.CONSTANT.search(name)]

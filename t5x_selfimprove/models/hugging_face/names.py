@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-# Tensors that hold nothing that was learnt.
-CONSTANT = re.compile(r'rotary_emb\.inv_freq$')
+# Tensors that hold nothing that was learnt; old T5 checkpoints have copies of the embedding and a bias nobody reads.
+CONSTANT = re.compile(
+    r'rotary_emb\.inv_freq$|^(en|de)coder\.embed_tokens\.weight$|EncDecAttention\.relative_attention_bias\.weight$'
+)
 
 
 @dataclasses.dataclass(frozen=True)
