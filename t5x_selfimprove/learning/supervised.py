@@ -135,7 +135,7 @@ class Supervised:
         updates, optimizer = self.transformation.update(gradient, state.optimizer, trained)
         metrics = {
             'loss': Mean(total, weight),
-            'gradient_norm': Mean(optax.global_norm(gradient), jnp.ones(())),
+            'gradient_norm': Mean(optax.tree.norm(gradient), jnp.ones(())),
             'training_tokens': Sum(tokens_in(batch)),
         }
         model = parameters.join(optax.apply_updates(trained, updates), rest)

@@ -116,7 +116,7 @@ def merged(model: Any) -> Any:
 
 def unadapted(model: Any) -> Any:
     """The model as it is without its adapters."""
-    return _plain(model, lambda adapted: adapted.weight[...])
+    return _plain(model, lambda adapted: adapted.weight.get_value())
 
 
 def with_base(model: Any, base: Any) -> Any:
@@ -145,7 +145,7 @@ def _plain(model: Any, weight: Callable[[Adapted], jax.Array]) -> Any:
 
     def change(_: str, value: Any) -> Any:
         kept = value.weight if isinstance(value, Adapted) else value
-        array = weight(value) if isinstance(value, Adapted) else value[...]
+        array = weight(value) if isinstance(value, Adapted) else value.get_value()  # which may be a shape alone
         return layers.parameter(array, *kept.get_metadata()['axes'])
 
     return _changed(model, (Adapted, layers.Frozen), change)
