@@ -1,6 +1,7 @@
 """Directories in and out: bit-identical round trips, shards, meshes, what is held on the host, tensors left out."""
 
 import dataclasses
+import inspect
 import json
 import weakref
 
@@ -10,8 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from t5x_selfimprove.models import hugging_face, parameters
+from t5x_selfimprove.models.adapters import LowRank
 from t5x_selfimprove.models.config import Experts, Rope
-from t5x_selfimprove.models.hugging_face import importing, stored
+from t5x_selfimprove.models.hugging_face import comparing, importing, stored
+from t5x_selfimprove.models.hugging_face.comparing import OWN
 from t5x_selfimprove.partitioning import LEARNING, MeshShape
 from tests.models import tiny
 from tests.models.hugging_face import made
@@ -130,6 +133,16 @@ def test_blocks_of_a_tensor_are_the_tensor(tmp_path, monkeypatch):
         found = stored.read_slice(there[name], index)
         np.testing.assert_array_equal(found, wanted[name][index])
         assert found.ctypes.data % stored.ALIGNMENT == 0
+
+
+def test_what_no_directory_speaks_of_can_be_given(tmp_path):
+    given = {**dict.fromkeys(OWN), 'dtype': 'bfloat16', 'parameter_dtype': 'bfloat16', 'remat': 'full', 'unroll': 2}
+    given.update(attention='plain', vocabulary_chunk=7, dropout=0.1, low_rank=LowRank(rank=2))
+    assert set(inspect.signature(hugging_face.of_directory).parameters) == {'directory', *OWN} == {'directory', *given}
+    config = hugging_face.of_directory(str(made.save(QWEN, tmp_path)), **given)
+    assert {name: getattr(config, name) for name in given} == given
+    plain = hugging_face.of_directory(str(tmp_path))
+    assert config != plain and not comparing.differences(config, plain)
 
 
 def test_arrays_that_are_there_are_written_over(tmp_path):
