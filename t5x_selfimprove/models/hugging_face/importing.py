@@ -78,7 +78,6 @@ def of_directory(
     parameter_dtype: str = TransformerConfig.parameter_dtype,
     dropout: float = TransformerConfig.dropout,
     attention: str = TransformerConfig.attention,
-    attention: str = TransformerConfig.attention,
     remat: str = TransformerConfig.remat,
     unroll: int = TransformerConfig.unroll,
     vocabulary_chunk: int = TransformerConfig.vocabulary_chunk,
@@ -91,7 +90,6 @@ def of_directory(
       dtype: of the computation, 'float32' or 'bfloat16'.
       parameter_dtype: of the parameters, 'float32' or 'bfloat16'.
       dropout: in learning.
-      attention: the kernel for whole rows, 'auto', 'plain', 'fused' or 'splash'.
       attention: the kernel for whole rows, 'auto', 'plain', 'fused' or 'splash'.
       remat: 'none', 'dots' or 'full'.
       unroll: layers per iteration of the scan over layers.
@@ -106,7 +104,6 @@ def of_directory(
         dtype=dtype,
         parameter_dtype=parameter_dtype,
         dropout=dropout,
-        attention=attention,
         attention=attention,
         remat=remat,
         unroll=unroll,
