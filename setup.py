@@ -64,6 +64,12 @@ setuptools.setup(
         'tpu': ['jax[tpu]'],
         'test': ['beartype>=0.20', 'pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.9'],
         'bench': ['matplotlib>=3.8'],
+        # What tests compare with, or compile with. torch comes first and apart: see launch/test.sh.
+        'references': [
+            'libtpu>=0.0.50; platform_system == "Linux" and platform_machine == "x86_64"',
+            'peft>=0.18',
+            'transformers>=5.0',
+        ],
     },
     entry_points={'console_scripts': [f'{PACKAGE} = {PACKAGE}.main:main']},
     classifiers=[

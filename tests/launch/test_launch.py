@@ -30,6 +30,7 @@ if [ "$1" = - ]; then exec '{sys.executable}' "$@"; fi
 (IFS='|'; echo "$*") >> "$STUB_CALLS"
 case "$*" in
   '-m venv'*) mkdir -p "$4/bin"; cp "$0" "$4/bin/python"; echo > "$4/pyvenv.cfg" ;;
+  '-m pip install'*"${{STUB_MISSING:-no such word}}"*) echo 'ERROR: No matching distribution'; exit 1 ;;
   '-m pip install'*) echo "$STUB_PIP_SAYS"; exit "${{STUB_PIP_STATUS:-0}}" ;;
   '-m t5x_selfimprove'*) exit "${{STUB_RUN_STATUS:-0}}" ;;
   '-m ruff'*) exit "${{STUB_RUFF_STATUS:-0}}" ;;
@@ -154,8 +155,19 @@ def test_changed_requirements_are_installed(place: Place):
 def test_environment_of_the_tests_serves_the_quickstart_too(place: Place):
     assert place.run('test.sh').returncode == 0
     assert place.run('quickstart.sh').returncode == 0
-    (install,) = (call for call in place.calls if call.startswith('-m|pip|install'))
+    install, torch, references = (call for call in place.calls if call.startswith('-m|pip|install'))
     assert install.endswith(f'|-e|{place.repository}[test]')
+    assert '|torch==' in torch and references.endswith(f'|-e|{place.repository}[references]')
+
+
+def test_tests_run_without_the_references(place: Place):
+    # Everything but torch can be had.
+    done = place.run('test.sh', STUB_MISSING='torch==')
+    assert done.returncode == 0
+    assert 'Tests beside transformers are skipped' in done.stdout
+    assert place.count('-m|pytest') == 1
+    place.run('test.sh')  # and tried again
+    assert sum('|torch==' in call for call in place.calls) == 2
 
 
 def test_interrupted_environment_is_made_anew(place: Place):
