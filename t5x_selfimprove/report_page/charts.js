@@ -101,7 +101,10 @@ function draw(host) {
   drawnAt.set(host, width);
   host.replaceChildren(...[builders.get(host)(width)].flat());
 }
-const watcher = new ResizeObserver((changes) => changes.forEach((change) => draw(change.target)));
+// Drawing changes sizes: done within the notification, the browser would report a loop.
+const watcher = new ResizeObserver((changes) =>
+  requestAnimationFrame(() => changes.forEach((change) => draw(change.target))),
+);
 /** Puts what `build(width)` makes into `host`, now and whenever the width changes. */
 function mount(host, build) {
   builders.set(host, build);
