@@ -90,21 +90,27 @@ def of_directory(
       dtype: of the computation, 'float32' or 'bfloat16'.
       parameter_dtype: of the parameters, 'float32' or 'bfloat16'.
       dropout: in learning.
-      attention: the kernel for whole rows, 'auto', 'plain', 'fused' or 'splash'.
+      attention: the kernel for whole rows, 'auto', 'plain', 'fused' or 'splash'; of decoder-only models alone.
       remat: 'none', 'dots' or 'full'.
       unroll: layers per iteration of the scan over layers.
       vocabulary_chunk: rows of the output embedding per visit in log_probs.
       low_rank: adapters that train in place of the model's own weights.
 
     Raises:
-      FileNotFoundError, ValueError: as `read_source`.
+      FileNotFoundError, ValueError: as `read_source`; or a kernel was named for an encoder-decoder.
     """
+    config = read_source(directory).config
+    if isinstance(config, TransformerConfig):
+        config = dataclasses.replace(config, attention=attention)
+    elif attention != TransformerConfig.attention:
+        raise ValueError(
+            f'attention = {attention!r} is for decoder-only models, which {directory} is not; leave it out'
+        )
     return dataclasses.replace(
-        read_source(directory).config,
+        config,
         dtype=dtype,
         parameter_dtype=parameter_dtype,
         dropout=dropout,
-        attention=attention,
         remat=remat,
         unroll=unroll,
         vocabulary_chunk=vocabulary_chunk,
