@@ -161,7 +161,9 @@ def one_more_token(tiny):
 
 
 @pytest.mark.parametrize(
-    ('sizes', 'function'), [((2, 2, 1, 2), scores_and_gradients), ((1, 1, 2, 4), one_more_token)], ids=str
+    ('sizes', 'function'),
+    [((2, 2, 1, 2), scores_and_gradients), ((1, 1, 2, 4), one_more_token)],
+    ids=['backward', 'one more token'],
 )
 def test_a_model_with_experts_is_the_same_on_eight_devices(sizes, function):
     tiny = model(experts=Experts(8, 3, 8))
