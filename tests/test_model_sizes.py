@@ -30,6 +30,12 @@ PUBLISHED = {
     'palm_8b': 8.63,
     'palm_62b': 62.5,
     'palm_540b': 540.35,
+    't5_1_1_small': 0.08,  # of Flan-T5, arXiv:2210.11416
+    't5_1_1_base': 0.25,
+    't5_1_1_large': 0.78,
+    't5_1_1_xl': 3,
+    't5_1_1_xxl': 11,
+    'ul2_20b': 20,
 }
 ARCHITECTURES = {
     'llama3_1': 'LlamaForCausalLM',
@@ -37,6 +43,8 @@ ARCHITECTURES = {
     'qwen3_30b_a3b': 'Qwen3MoeForCausalLM',
     'gemma3': 'Gemma3ForCausalLM',
     'palm': 'CohereForCausalLM',
+    't5_1_1': 'T5ForConditionalGeneration',
+    'ul2': 'T5ForConditionalGeneration',
 }
 
 
