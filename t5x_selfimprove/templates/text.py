@@ -24,6 +24,7 @@ class Template:
 
     vocabulary: Vocabulary
     text: str = SLOT
+    ends: bool = False  # end of text after the prompt, as the encoders of T5 were trained to read
 
     def __post_init__(self):
         if self.text.count(SLOT) != 1:
@@ -41,7 +42,8 @@ class Template:
     @functools.cached_property
     def after(self) -> tuple[int, ...]:
         """Tokens after the question."""
-        return tuple(encode_following(self.vocabulary, self.text.split(SLOT)[1]))
+        end = (self.vocabulary.eos_id,) if self.ends else ()
+        return (*encode_following(self.vocabulary, self.text.split(SLOT)[1]), *end)
 
     def __call__(self, questions: Questions) -> Prompts:
         """Renders Q questions of room W as prompts of room P = W + len(after); runs on device.

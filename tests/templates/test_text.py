@@ -60,6 +60,12 @@ def test_a_vocabulary_that_puts_a_space_before_a_text_puts_no_second_one(text, t
     ]
 
 
+def test_a_prompt_may_end_in_end_of_text():
+    plain, ended = (Template(BYTES, 'Q: {question} A:', ends=ends) for ends in (False, True))
+    assert ended.before == plain.before and ended.after == (*plain.after, BYTES.eos_id)
+    assert jax.jit(ended)(questions_of(BYTES, ['ab', 'c'], 3)).length.tolist() == [2 + 4, 1 + 4]
+
+
 def test_without_begin_of_text_the_prefix_may_be_empty():
     assert Template(LETTERS).before == ()
     prompts = Template(LETTERS, '{question}?')(questions_of(LETTERS, ['ab', 'b'], 2))
