@@ -10,7 +10,9 @@ import pytest
 if 'jax' in sys.modules:
     raise RuntimeError('jax was imported before tests/conftest.py could set its platform; see launch/test.sh')
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
+# Eight devices on two cores: XLA's usual schedule starts collectives side by side, and may leave no thread to answer them.
+FLAGS = '--xla_force_host_platform_device_count=8 --xla_cpu_enable_concurrency_optimized_scheduler=false'
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'.strip()
 
 from t5x_selfimprove.main import settle_environment
 
