@@ -10,7 +10,7 @@ import pytest
 if 'jax' in sys.modules:
     raise RuntimeError('jax was imported before tests/conftest.py could set its platform; see launch/test.sh')
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Eight devices on two cores: XLA's usual schedule starts collectives side by side, and may leave no thread to answer them.
+# Eight devices on two cores: XLA's usual schedule starts collectives side by side, and may leave no thread to answer.
 FLAGS = '--xla_force_host_platform_device_count=8 --xla_cpu_enable_concurrency_optimized_scheduler=false'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'.strip()
 
