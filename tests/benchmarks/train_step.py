@@ -26,6 +26,7 @@ OURS = {
     'bfloat16 products': {'dtype': 'bfloat16'},
     'bfloat16 products by YNNPACK': {'dtype': 'bfloat16'},
     'bfloat16 products by YNNPACK, layers recomputed': {'dtype': 'bfloat16', 'remat': 'full'},
+    'bfloat16 products by YNNPACK, layers but their products recomputed': {'dtype': 'bfloat16', 'remat': 'dots'},
 }
 # XLA's own products are the faster ones in float32, and its fusions with YNNPACK slow (see sampler_batch).
 FLAG = '--xla_cpu_experimental_ynn_fusion_type='
