@@ -24,7 +24,8 @@ class Template:
 
     vocabulary: Vocabulary
     text: str = SLOT
-    ends: bool = False  # end of text after the prompt, as the encoders of T5 were trained to read
+    # End of text after the prompt, as the encoders of T5 were trained to read.
+    ends: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self):
         if self.text.count(SLOT) != 1:
