@@ -39,7 +39,6 @@ BLOCKED = tuple(
 
 # Where a rule is broken for a reason. One that is no longer needed must go.
 EXCEPTIONS = {
-    'sizes': {'tests/test_train.py'},  # one table of bad inputs, to be split
     'no_defaulted_getattr': {
         f'{PACKAGE}/records.py:check',  # words of an error about a value of any type
     },

@@ -1,13 +1,9 @@
-"""Whole runs of self-improvement through the command line: what they write, and what they refuse before they start."""
+"""Whole runs of self-improvement through the command line: what they write, and how they go on."""
 
-import contextlib
 import json
 import math
-import pathlib
 import re
 import shutil
-import subprocess
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -20,24 +16,20 @@ from t5x_selfimprove.data.possessions import Possessions
 from tests import tiny_run
 from tests.test_summary import OF_ROUND, OF_RUN
 from tests.tiny_run import (
-    BATCH,
     QUESTIONS,
     ROUNDS,
     SAMPLES,
     arrays,
     built,
+    contents,
     events,
     finished,
     improve_arguments,
-    nothing_ran,
+    lines,
     pretrained,
     same_bits,
     steps,
 )
-
-
-def lines(file: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines()]
 
 
 def model_of(state: dict[str, np.ndarray], part: str = 'model') -> dict[str, np.ndarray]:
@@ -166,12 +158,6 @@ def test_what_it_says():
     assert 'quickstart, seed 0: 16 held-out questions, per cent [95 % interval]' in text
 
 
-def contents(directory: pathlib.Path) -> dict[str, bytes]:
-    """What must not change when a finished run is run again."""
-    kept = [path for name in ('checkpoints', 'samples') for path in (directory / name).rglob('*') if path.is_file()]
-    return {str(path): path.read_bytes() for path in kept}
-
-
 def test_a_finished_run_only_shows_its_table(tmp_path):
     shutil.copytree(finished().directory, tmp_path / 'run')
     before = contents(tmp_path / 'run')
@@ -269,166 +255,6 @@ def test_loss_that_is_no_number(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert 'resumed after round 1 of 2' in tiny_run.done(arguments).out
     assert same_bits(arrays(tmp_path), arrays(finished().directory))
-
-
-def bank(file: pathlib.Path, *extra: str) -> None:
-    """Questions of the held-out split without answers, and more lines."""
-    items = Possessions('held_out', 0, 2, 2, 6, 12).take(0, 2 * QUESTIONS - len(extra))
-    file.write_text(''.join(json.dumps({'question': item.question}) + '\n' for item in items) + ''.join(extra))
-
-
-LONG = json.dumps({'question': 'Hugo has 1 pen. ' * 20}) + '\n'
-FROM_FILE = {
-    'unlabelled/feed.Feed.bank': '@data.JsonLines()',
-    'data__JsonLines__path': 'bank.jsonl',
-    'data__JsonLines__answer': None,
-}
-
-
-def test_what_is_asked_for_is_left_out_and_counted(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    bank(tmp_path / 'bank.jsonl', LONG, LONG, LONG)
-    settings = {
-        **FROM_FILE,
-        'unlabelled/feed.Feed.too_long': 'skip',
-        'train__Improve__train_on_evaluation': True,
-        'train__Improve__rounds_per_dispatch': 2,
-    }
-    outcome = tiny_run.done(improve_arguments('run', pretrained().directory, **settings))
-    told = events(tmp_path / 'run', 'round')
-    assert [(event['questions'], event['skipped_questions']) for event in told] == [(QUESTIONS, 0), (QUESTIONS - 3, 3)]
-    assert [event['samples'] for event in told] == [QUESTIONS * SAMPLES, (QUESTIONS - 3) * SAMPLES]
-    assert len(lines(tmp_path / 'run/samples/round_0002.jsonl')) == QUESTIONS - 3
-    assert '3 questions too long' in outcome.out
-
-
-NOT_JSON, NO_FIELD = '{"question": "Hugo\n', '{"text": "Hugo has 1 pen."}\n'
-BAD = {
-    'too long': ({'unlabelled/feed.Feed.room': 5}, r"has \d\d tokens, the room is 5 .*set too_long='skip'"),
-    'too long in a later round': ({**FROM_FILE, 'train__Improve__train_on_evaluation': True}, r'the room is 28'),
-    'too long in the evaluation': ({'held_out/feed.Feed.room': 5}, r'has \d\d tokens, the room is 5'),
-    'broken line': ({**FROM_FILE, 'data__JsonLines__path': 'broken.jsonl'}, r'broken\.jsonl, line 32: not JSON'),
-    'no field': (
-        {**FROM_FILE, 'data__JsonLines__path': 'field.jsonl'},
-        r"field\.jsonl, line 32: there is no field 'question'; the fields there are: 'text'",
-    ),
-    'empty bank': ({**FROM_FILE, 'data__JsonLines__path': 'empty.jsonl'}, r"'empty\.jsonl' is empty"),
-    'no bank': ({**FROM_FILE, 'data__JsonLines__path': 'nowhere.jsonl'}, r"no file 'nowhere\.jsonl' \(relative to /"),
-    'question that cannot be spelled': (
-        {**FROM_FILE, 'data__JsonLines__path': 'greek.jsonl', 'train__Improve__train_on_evaluation': True},
-        r'α',
-    ),
-    'evaluation questions to train on': (
-        {'unlabelled/data.Possessions.split': 'held_out'},
-        r'16 questions of round 1 are evaluation questions .*set train_on_evaluation=True',
-    ),
-    'evaluation without labels': (
-        {
-            'held_out/feed.Feed.bank': '@data.JsonLines()',
-            'data__JsonLines__path': 'bank.jsonl',
-            'data__JsonLines__answer': None,
-            'held_out/feed.Feed.too_long': 'skip',
-        },
-        r'none of the 16 evaluation questions has a label',
-    ),
-    'vocabulary': (
-        {'data__possessions_vocabulary__max_total': 40},
-        r'was made with vocabulary \w+, this run uses \w+ \(.*: use the vocabulary that the model was made with',
-    ),
-    'no initial model': ({'INITIAL': 'nowhere'}, r'nowhere has no checkpoints; pre-train a model there first'),
-    'initial model without a checkpoint': ({'INITIAL': '.'}, r'there is no checkpoint in /'),
-    'initial model of another shape': (
-        {'models__TransformerConfig__feed_forward': 40},
-        r'does not fit this configuration: .*down is \(1, 32, 16\) there and \(1, 40, 16\) here; .*gate is .*up is ',
-    ),
-    'platform': ({'session__Place__platform': 'tpu'}, r"'tpu' was asked for and is not there; jax found \['cpu'\]"),
-    'mesh': ({'partitioning__MeshShape__fsdp': 3}, r'does not fit 8 devices: 2 x 3 x 1 x 1 = 6'),
-    'mesh that does not divide the model': (
-        {'partitioning__MeshShape__data': 2, 'partitioning__MeshShape__tensor': 4},
-        r"axis 'kv_heads' of size 2 cannot be split into 4 equal parts",
-    ),
-    'mesh that does not divide the batch': (
-        {'unlabelled/feed.Feed.per_batch': BATCH // 2},
-        r'a batch of 4 cannot be split over data x fsdp x expert = 8 devices; make its size \(per_batch',
-    ),
-    'a file in its place': ({'RUN_DIR': 'bank.jsonl/run'}, r'cannot write to the run directory bank\.jsonl/run: Not a'),
-    'a system folder in its place': ({'RUN_DIR': '/proc/run'}, r'cannot write to the run directory /proc/run: '),
-    'replay that nobody reads': ({'learning__Supervised__replay_share': 0.0}, r'give both or neither'),
-    'no replay': ({'train__Improve__replay': None}, r'replay_share = 0\.3 and replay = None do not go together'),
-    'endless replay': ({'labelled/data.Possessions.count': None}, r'this bank is endless; set a count'),
-    'replay too long': ({'train__Improve__replay_room': 20}, r'has \d\d tokens, the room is 20'),
-    'rounds': ({'train__Improve__rounds_per_dispatch': 3}, r'rounds = 2 must be a positive multiple of'),
-}
-
-
-@pytest.mark.parametrize('name', BAD)
-def test_bad_input(tmp_path, monkeypatch, name: str):
-    bindings, message = BAD[name]
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'checkpoints').mkdir()
-    (tmp_path / 'empty.jsonl').touch()
-    bank(tmp_path / 'bank.jsonl', LONG)
-    bank(tmp_path / 'broken.jsonl', NOT_JSON)
-    bank(tmp_path / 'field.jsonl', NO_FIELD)
-    bank(tmp_path / 'greek.jsonl', json.dumps({'question': 'Hugo has α.'}) + '\n')
-    outcome = tiny_run.run(improve_arguments('run', pretrained().directory, **bindings))
-    print(outcome.err)
-    assert outcome.code == 2 and re.search(message, outcome.err.replace('\n', ' ')), outcome.err
-    assert 'Traceback' not in outcome.err and 'compiled' not in outcome.out
-    assert nothing_ran(tmp_path / 'run')
-
-
-def test_a_directory_goes_on_with_its_own_run_only(tmp_path):
-    """Another seed, or another kind of run, is refused and leaves the directory as it was."""
-    run, initial = tmp_path / 'run', tmp_path / 'pretrain'
-    shutil.copytree(finished().directory, run)
-    shutil.copytree(pretrained().directory, initial)
-    before = contents(tmp_path)
-    for arguments, message in (
-        (improve_arguments(run, initial, SEED=1), r"its seed is 0, this one's 1\. Go on with it as it was"),
-        (improve_arguments(initial, initial), r"its kind is pretrain, this one's improve"),
-        (tiny_run.pretrain_arguments(run), r"its kind is improve, this one's pretrain"),
-    ):
-        outcome = tiny_run.run(arguments)
-        assert outcome.code == 2 and re.search(message, outcome.err), outcome.err
-        assert contents(tmp_path) == before
-
-
-def test_full_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
-    for arguments in (
-        improve_arguments(tmp_path / 'run', pretrained().directory),
-        tiny_run.pretrain_arguments(tmp_path / 'run'),
-    ):
-        outcome = tiny_run.run(arguments)
-        assert outcome.code == 2 and re.search(
-            r'run has 976\.6 KiB free and the run needs about 64\.\d MiB for 2 checkpoints; free some', outcome.err
-        )
-        assert nothing_ran(tmp_path / 'run')
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[pathlib.Path]:
-    """A file system of one MiB."""
-    place = tmp_path / 'disk'
-    place.mkdir()
-    mounted = shutil.which('mount') and subprocess.run(
-        ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(place)], capture_output=True, check=False
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip('this user may not mount a file system')
-    yield place
-    subprocess.run(['umount', str(place)], check=True)
-
-
-def test_a_disk_that_is_really_full(small_disk):
-    outcome = tiny_run.run(improve_arguments(small_disk / 'run', pretrained().directory))
-    assert outcome.code == 2 and re.search(r'free and the run needs about 64\.\d MiB', outcome.err), outcome.err
-    assert nothing_ran(small_disk / 'run')
-    with contextlib.suppress(OSError), (small_disk / 'filler').open('wb') as file:
-        file.write(b'x' * (2 << 20))
-    outcome = tiny_run.run(improve_arguments(small_disk / 'other', pretrained().directory))
-    assert outcome.code == 2 and 'No space left on device. Choose another one.' in outcome.err, outcome.err
 
 
 MESHES = [{}, {'data': 2, 'fsdp': 4, 'expert': 1, 'tensor': 1}]  # the vocabulary of the task is of an odd size

@@ -147,6 +147,17 @@ def events(directory: pathlib.Path, *kinds: str) -> list[dict[str, Any]]:
     return [event for event in map(json.loads, lines) if event['kind'] in kinds]
 
 
+def lines(file: pathlib.Path) -> list[dict[str, Any]]:
+    """What stands in a file of JSON lines."""
+    return [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines()]
+
+
+def contents(directory: pathlib.Path) -> dict[str, bytes]:
+    """What must not change when a finished run is run again."""
+    kept = [path for name in ('checkpoints', 'samples') for path in (directory / name).rglob('*') if path.is_file()]
+    return {str(path): path.read_bytes() for path in kept}
+
+
 def steps(directory: pathlib.Path) -> list[int]:
     """The checkpoints of a run directory."""
     folder = directory / 'checkpoints'
