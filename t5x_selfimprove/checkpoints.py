@@ -65,6 +65,11 @@ class Checkpoints:
         """The last whole step, or None."""
         return self._manager.latest_step()
 
+    @property
+    def count(self) -> int:
+        """How many whole steps there are."""
+        return len(self._manager.all_steps())
+
     def save(self, step: int, state: Any, described: Described) -> None:
         """Writes a step and returns when it is on disk. A step that is already there is left as it is."""
         if step in self._manager.all_steps():

@@ -70,11 +70,7 @@ class Writer:
         directory.mkdir(parents=True, exist_ok=True)
         drop_half_line(self.path)
         self._file = self.path.open('a', encoding='utf-8')
-        self._board = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(directory / 'tensorboard'))
+        self._board = Board(directory / 'tensorboard') if tensorboard else None
 
     def write(self, kind: str, **event: Any) -> None:
         """Writes one event; numbers in it go to TensorBoard under `kind/name` at its step or round."""
@@ -82,11 +78,8 @@ class Writer:
         self._file.write(line + '\n')
         self._file.flush()
         step = _step(event)
-        if self._board is None or step is None:
-            return
-        for name, number in _numbers(event):
-            self._board.add_scalar(f'{kind}/{name}', number, step)
-        self._board.flush()
+        if self._board is not None and step is not None:
+            self._board.write({f'{kind}/{name}': number for name, number in _numbers(event)}, step)
 
     def forget(self, last: int) -> None:
         """Takes back the events of steps or rounds after `last`. TensorBoard shows the later of two by itself.
@@ -103,10 +96,40 @@ class Writer:
         self._file = self.path.open('a', encoding='utf-8')
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files. Raises OSError where what they still hold cannot be written."""
+        try:
+            self._file.close()
+        finally:
+            if self._board is not None:
+                self._board.close()
+
+
+class Board:
+    """A TensorBoard event file. It is written at once: the thread of tensorboardX's own writer dies on a full disk
+    without a word, and whoever writes to it next waits for ever.
+
+    Raises:
+      OSError: the directory cannot be written.
+    """
+
+    def __init__(self, directory: Path):
+        from tensorboardX.event_file_writer import EventsWriter
+
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(directory / 'events'))
+
+    def write(self, numbers: dict[str, float], step: int) -> None:
+        """Writes numbers of one step, by their tags."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        found = [Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()]
+        self._file.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=found)))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
 
 
 def _step(event: dict[str, Any]) -> int | None:

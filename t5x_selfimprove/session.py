@@ -1,6 +1,8 @@
 """What every run does around its work: checks the place, lays out the mesh, opens the files, says what it runs on."""
 
+import contextlib
 import dataclasses
+import errno
 import importlib.metadata
 import os
 import platform as machine
@@ -53,7 +55,15 @@ class Place:
         with another number of CPU devices.
         """
         if self.cpu_devices is not None and jax.config.jax_num_cpu_devices != self.cpu_devices:
-            jax.config.update('jax_num_cpu_devices', self.cpu_devices)
+            try:
+                jax.config.update('jax_num_cpu_devices', self.cpu_devices)
+            except RuntimeError as error:
+                there = len(jax.devices('cpu'))
+                if there != self.cpu_devices:
+                    raise RuntimeError(
+                        f'cpu_devices = {self.cpu_devices} comes too late: jax is already at work with {there}. Start '
+                        f'again in a new process, or set cpu_devices = {there}'
+                    ) from error
         if self.platform is None:
             return jax.devices()
         try:
@@ -92,9 +102,28 @@ class Session:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._use.__exit__(*error)
-        self.checkpoints.close()
-        self.writer.close()
+        """Closes everything.
+
+        Raises:
+          OSError: a disk that filled up, be it what ended the run: says where, and what to do.
+        """
+        failure = error[1]
+        try:
+            with contextlib.ExitStack() as closing:  # all of them, whatever fails
+                closing.callback(self.writer.close)
+                closing.callback(self.checkpoints.close)
+                closing.callback(self._use.__exit__, *error)
+        except OSError as failed:
+            failure = failure or failed
+        said = disk_failure(failure)
+        if said is not None:
+            free, last = number_of_bytes(shutil.disk_usage(self.directory).free), self.checkpoints.latest
+            raise OSError(
+                f'{self.directory}: {said} ({free} free there). Make room and run the same command again'
+                + (f'; it goes on from checkpoint {last}' if last is not None else '')
+            ) from failure
+        if failure is not error[1]:
+            raise failure
 
     def place_state(self, create: Any) -> Any:
         """Creates a state already split over the mesh: no device ever holds all of it.
@@ -183,18 +212,28 @@ class Session:
         files.write_text(self.directory / 'config.gin', self.config)
 
     def check_room(self, state: Any) -> None:
-        """Refuses to start where the checkpoints would not fit on the disk.
+        """Refuses to start where the checkpoints would not fit on the disk, beside those that are there.
 
         Raises:
           OSError: too little room; says how much is needed.
         """
-        needed = (self.place.keep_checkpoints + 1) * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
+        missing = max(1, self.place.keep_checkpoints + 1 - self.checkpoints.count)  # one more is written than is kept
+        needed = missing * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
         free = shutil.disk_usage(self.directory).free
         if free < needed:
             raise OSError(
                 f'{self.directory} has {number_of_bytes(free)} free and the run needs about {number_of_bytes(needed)} '
-                f'for {self.place.keep_checkpoints} checkpoints; free some, or set another directory'
+                f'for {missing} more checkpoints; free some, or set another directory'
             )
+
+
+def disk_failure(error: BaseException | None) -> str | None:
+    """What the disk had against a write, in words; None where an error is of another kind or there is none."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        # Arrays are written by tensorstore, which has it in the text of a ValueError.
+        if (isinstance(error, OSError) and error.errno == number) or f"os_error_code='{number}'" in str(error):
+            return os.strerror(number)
+    return None
 
 
 def check_writable(directory: Path) -> None:

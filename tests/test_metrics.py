@@ -1,8 +1,11 @@
 """Metrics are summed everywhere and divided once; their file survives a kill."""
 
+import errno
 import json
+import os
 import pathlib
 import struct
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +129,25 @@ def test_numbers_reach_tensorboard_at_their_round(tmp_path):
         'pretrain/step': [(100, 100.0)],
         'pretrain/loss': [(100, 1.5)],
     }
+
+
+def test_tensorboard_is_written_at_once(tmp_path, monkeypatch):
+    """By this thread, which hears of it when the disk is full; one of its own would die and leave the run waiting."""
+    threads = threading.active_count()
+    writer = Writer(tmp_path)
+    writer.write('round', round=1, loss=0.5)
+    assert scalars(tmp_path / 'tensorboard') == {'round/round': [(1, 1.0)], 'round/loss': [(1, 0.5)]}
+    assert threading.active_count() == threads
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'fsync', full)
+        for number in range(2, 20):
+            with pytest.raises(OSError, match='No space left'):
+                writer.write('round', round=number, **{f'number {n}': n for n in range(100)})
+    writer.close()
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):
