@@ -8,6 +8,19 @@ import sys
 # prototype of a sampler drew other tokens in large batches with them than in small ones.
 CPU_FLAG = '--xla_cpu_experimental_ynn_fusion_type='
 
+HELP = """{usage}
+
+  vocabulary   learns the pieces of text that a model reads
+  pretrain     trains a new model on examples
+  improve      improves a model in place on questions, round after round
+  evaluate     measures the model of a run directory on labelled questions
+  sample       asks the model of a run directory questions and shows the vote
+  export       writes the model of a run directory as a Hugging Face directory
+  report       writes the page of one or more finished runs: report RUN_DIR ...
+
+--gin_file names a configuration (gin/runs holds complete ones; each opens with its command), --gin.NAME=value sets a
+value in it. A command that was stopped goes on where it was when it is given again."""
+
 
 def settle_environment() -> None:
     """Sets what must be set before jax is imported, where the user has not."""
@@ -25,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = config.parse_arguments(sys.argv[1:] if argv is None else argv)
         if arguments.help:
-            print(config.USAGE)
+            print(HELP.format(usage=config.USAGE))
             return 0
         if arguments.command == 'report':
             return report(arguments.words)
