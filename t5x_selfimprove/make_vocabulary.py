@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from t5x_selfimprove import files
-from t5x_selfimprove.data.items import Bank, completion_text, item_texts
+from t5x_selfimprove.data.items import Bank, check_banks, completion_text, item_texts
 from t5x_selfimprove.display import Display
 from t5x_selfimprove.session import check_writable
 from t5x_selfimprove.vocabulary import SentencePieceVocabulary
@@ -50,7 +50,8 @@ class MakeVocabulary:
           OSError: a file that is missing or cannot be written.
         """
         display, path = Display(), Path(self.path).expanduser()
-        self.bank.check()
+        for name, what in check_banks(self.bank).items():
+            display.say(f'{name}: {what}')
         wanted = {**self.settings(), **self.read()}
         made = described(path)
         if made is None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from t5x_selfimprove import improve, metrics
 from t5x_selfimprove.checkpoints import Described, describe_model, model_facts, read_model
-from t5x_selfimprove.data.items import Bank, encode_examples
+from t5x_selfimprove.data.items import Bank, check_banks, encode_examples
 from t5x_selfimprove.learning.supervised import Supervised
 from t5x_selfimprove.models.config import ModelConfig
 from t5x_selfimprove.records import Examples, TrainState
@@ -79,7 +79,7 @@ class Pretrain:
         Raises:
           ValueError, OSError: bad input, before anything long starts.
         """
-        self.examples.check()
+        left_out = check_banks(self.examples)
         if self.initial is not None:
             describe_model(self.initial, self.vocabulary)
         first, _ = self.chunk(0)
@@ -101,6 +101,7 @@ class Pretrain:
                 'examples': f'{self.examples_per_chunk:,} a chunk, packed in at most {rows:,} rows of '
                 f'{self.learner.packing.row_tokens} tokens',
                 'batch_rows': f'{self.learner.batch_rows} ({self.learner.accumulate} accumulated)',
+                **left_out,
             }
             session.announce('pretrain', state, batch)
             return self.train(session, state, done)

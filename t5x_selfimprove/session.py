@@ -245,9 +245,7 @@ def check_writable(directory: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise OSError(
-            f'cannot write to the run directory {directory}: {error.strerror}. Choose another one.'
-        ) from error
+        raise OSError(f'cannot write to the directory {directory}: {error.strerror}. Choose another one.') from error
 
 
 def versions() -> dict[str, str]:

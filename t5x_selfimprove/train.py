@@ -12,7 +12,7 @@ import numpy as np
 from t5x_selfimprove import files, improve, metrics, tally
 from t5x_selfimprove.checkpoints import Described, describe_model, model_facts, read_model
 from t5x_selfimprove.data import store
-from t5x_selfimprove.data.items import Bank, Item, encode_examples
+from t5x_selfimprove.data.items import Bank, Item, check_banks, encode_examples
 from t5x_selfimprove.display import number_of_bytes, percent
 from t5x_selfimprove.evaluate import Evaluation
 from t5x_selfimprove.feed import Feed
@@ -81,7 +81,7 @@ class Improve:
         """
         start = time.perf_counter()
         self.place.devices()  # before anything else wakes jax up
-        described = self.check_input()
+        left_out, described = self.check_input()
         with Session(self.place, config) as session:
             done = session.resume_point('improve', self.vocabulary)
             run = _Run(self, session)
@@ -89,7 +89,7 @@ class Improve:
             state = run.restore(done, described)
             session.check_room(state)
             session.save_config()
-            session.announce('improve', state, self.batch_arithmetic())
+            session.announce('improve', state, self.batch_arithmetic() | left_out)
             step = run.compile(state) if (done or 0) < self.rounds else None
             if done is None:
                 run.suite.measure(state.model, 0)
@@ -109,16 +109,14 @@ class Improve:
             session.display.say(f'report: {write_report(session.directory)}')
             return summary
 
-    def check_input(self) -> Described:
-        """Looks at everything that is read, before anything long starts; returns what the initial model is."""
-        for bank in (self.questions.bank, self.evaluation_questions.bank, self.replay):
-            if bank is not None:
-                bank.check()
+    def check_input(self) -> tuple[dict[str, str], Described]:
+        """Looks at everything that is read, before anything long starts; what banks leave out, the initial model."""
+        left_out = check_banks(self.questions.bank, self.evaluation_questions.bank, self.replay)
         if self.replay is not None and self.replay.size is None:
             raise ValueError(
                 f'all of replay is packed at the start and this bank is endless; set a count: {self.replay}'
             )
-        return describe_model(self.initial, self.vocabulary)
+        return left_out, describe_model(self.initial, self.vocabulary)
 
     def batch_arithmetic(self) -> dict[str, str]:
         """What a round multiplies to, for people."""

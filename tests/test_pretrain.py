@@ -82,7 +82,7 @@ BAD = {
     'empty bank': (BANK, r"'bank.jsonl' is empty"),
     'replay': ({'learning__Supervised__replay_share': 0.5}, 'replay_share=0'),
     'mesh': ({'partitioning__MeshShape__data': 3}, r'does not fit 8 devices: 3 x 1 x 1 x 1 = 3'),
-    'a file in its place': ({'RUN_DIR': 'bank.jsonl/run'}, r'cannot write to the run directory bank.jsonl/run: Not a'),
+    'a file in its place': ({'RUN_DIR': 'bank.jsonl/run'}, r'cannot write to the directory bank.jsonl/run: Not a'),
 }
 
 

@@ -79,7 +79,7 @@ def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch, place: str):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'file').touch()
     for make in (lambda: check_writable(pathlib.Path(place)), lambda: opened(pathlib.Path(place))):
-        with pytest.raises(OSError, match=rf'cannot write to the run directory {place}: .*\. Choose another one\.'):
+        with pytest.raises(OSError, match=rf'cannot write to the directory {place}: .*\. Choose another one\.'):
             make()
 
 

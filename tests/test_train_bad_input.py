@@ -35,13 +35,17 @@ FROM_FILE = {
     'data__JsonLines__path': 'bank.jsonl',
     'data__JsonLines__answer': None,
 }
+NOT_JSON, NO_FIELD = '{"question": "Hugo\n', '{"text": "Hugo has 1 pen."}\n'
 
 
 def test_what_is_asked_for_is_left_out_and_counted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bank(tmp_path / 'bank.jsonl', LONG, LONG, LONG)
+    with (tmp_path / 'bank.jsonl').open('a') as file:
+        file.write(NO_FIELD + NOT_JSON)
     settings = {
         **FROM_FILE,
+        'data__JsonLines__on_error': 'skip',
         'unlabelled/feed.Feed.too_long': 'skip',
         'train__Improve__train_on_evaluation': True,
         'train__Improve__rounds_per_dispatch': 2,
@@ -52,9 +56,14 @@ def test_what_is_asked_for_is_left_out_and_counted(tmp_path, monkeypatch):
     assert [event['samples'] for event in told] == [QUESTIONS * SAMPLES, (QUESTIONS - 3) * SAMPLES]
     assert len(lines(tmp_path / 'run/samples/round_0002.jsonl')) == QUESTIONS - 3
     assert '3 questions too long' in outcome.out
+    (start,) = events(tmp_path / 'run', 'run')
+    said = start['batch']['left out']
+    assert re.fullmatch(
+        r"2 bad lines: .*bank\.jsonl, line 33: there is no field 'question'; .* are: 'text' \.\.\.", said
+    )
+    assert re.search(rf'^  left out +{re.escape(said)}$', outcome.out, re.MULTILINE)
 
 
-NOT_JSON, NO_FIELD = '{"question": "Hugo\n', '{"text": "Hugo has 1 pen."}\n'
 BAD = {
     'too long': ({'unlabelled/feed.Feed.room': 5}, r"has \d\d tokens, the room is 5 .*set too_long='skip'"),
     'too long in a later round': ({**FROM_FILE, 'train__Improve__train_on_evaluation': True}, r'the room is 28'),
@@ -103,8 +112,8 @@ BAD = {
         {'unlabelled/feed.Feed.per_batch': BATCH // 2},
         r'a batch of 4 cannot be split over data x fsdp x expert = 8 devices; make its size \(per_batch',
     ),
-    'a file in its place': ({'RUN_DIR': 'bank.jsonl/run'}, r'cannot write to the run directory bank\.jsonl/run: Not a'),
-    'a system folder in its place': ({'RUN_DIR': '/proc/run'}, r'cannot write to the run directory /proc/run: '),
+    'a file in its place': ({'RUN_DIR': 'bank.jsonl/run'}, r'cannot write to the directory bank\.jsonl/run: Not a'),
+    'a system folder in its place': ({'RUN_DIR': '/proc/run'}, r'cannot write to the directory /proc/run: '),
     'replay that nobody reads': ({'learning__Supervised__replay_share': 0.0}, r'give both or neither'),
     'no replay': ({'train__Improve__replay': None}, r'replay_share = 0\.3 and replay = None do not go together'),
     'endless replay': ({'labelled/data.Possessions.count': None}, r'this bank is endless; set a count'),

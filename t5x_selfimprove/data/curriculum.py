@@ -49,7 +49,6 @@ class Curriculum:
             items += self.stages[stage].take(within, left)
         return items
 
-    def check(self) -> None:
-        """Raises ValueError or OSError if one of the stages has something wrong."""
-        for stage in self.stages:
-            stage.check()
+    def check(self) -> list[str]:
+        """What the stages leave out. Raises ValueError or OSError if one of them has something wrong."""
+        return [remark for stage in self.stages for remark in stage.check() or ()]

@@ -54,9 +54,19 @@ class Bank(Protocol):
         """Items position .. position + count - 1. A finite bank goes round, epoch after epoch."""
         ...
 
-    def check(self) -> None:
-        """Raises ValueError or OSError now rather than later: missing file or field, broken line, no items."""
+    def check(self) -> Sequence[str] | None:
+        """Looks through the bank. Returns what it leaves out because it was asked to, in words.
+
+        Raises:
+          ValueError, OSError: now rather than later: missing file or field, broken line, no items.
+        """
         ...
+
+
+def check_banks(*banks: Bank | None) -> dict[str, str]:
+    """Looks through banks before they are used. Returns what they leave out under one name, or nothing."""
+    found = [remark for bank in banks if bank is not None for remark in bank.check() or ()]
+    return {'left out': '; '.join(dict.fromkeys(found))} if found else {}
 
 
 def without_labels(items: Sequence[Item]) -> list[Item]:
@@ -81,8 +91,8 @@ class Unlabelled:
     def take(self, position: int, count: int) -> list[Item]:
         return without_labels(self.bank.take(position, count))
 
-    def check(self) -> None:
-        self.bank.check()
+    def check(self) -> Sequence[str] | None:
+        return self.bank.check()
 
 
 def check_integer(owner: str, value: Any, low: int, high: int | None = None) -> None:

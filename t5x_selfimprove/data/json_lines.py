@@ -93,11 +93,17 @@ class JsonLines:
         rows = rows[epoch_indices(position, count, len(rows), self.shuffle_seed)]
         return _parse_rows(self._index(), rows, self._fields())
 
-    def check(self) -> None:
-        """Looks through all lines in use, about 5 microseconds a line, and raises on the first bad one."""
+    def check(self) -> list[str]:
+        """Looks through all lines in use, about 5 microseconds a line, and raises on the first bad one.
+
+        Returns:
+          with on_error='skip' how many bad lines of the file are left out, and the first; nothing where there are none.
+        """
         rows = self._rows()
         if self.on_error == 'refuse':
             _check_rows(file_version(self.path, 'JsonLines'), int(rows[0]), int(rows[-1]) + 1, self._fields())
+        lines = f'{self.skipped} bad lines' if self.skipped > 1 else 'one bad line'
+        return [f'{lines}: {self.skipped_reasons[0]}' + ' ...' * (self.skipped > 1)] if self.skipped else []
 
     def _index(self) -> LineIndex:
         return line_index(file_version(self.path, 'JsonLines'))

@@ -9,7 +9,8 @@ import pytest
 
 from t5x_selfimprove import records
 from t5x_selfimprove.data import json_lines, lines
-from t5x_selfimprove.data.items import Bank, Unlabelled, encode_questions, make_item
+from t5x_selfimprove.data.curriculum import Curriculum
+from t5x_selfimprove.data.items import Bank, Unlabelled, check_banks, encode_questions, make_item
 from t5x_selfimprove.data.json_lines import JsonLines
 from t5x_selfimprove.vocabulary import ByteVocabulary
 
@@ -150,7 +151,14 @@ def test_bad_lines_are_skipped_and_counted(tmp_path):
     good = [{'question': f'q{n}', 'answer': '1'} for n in range(3)]
     rows = [good[0], *[row for row, _ in BAD], good[1], BAD[0][0], good[2]]
     bank = JsonLines(write(tmp_path / 'a.jsonl', *rows), on_error='skip')
-    bank.check()
+    (remark,) = bank.check()
+    assert re.match(r'11 bad lines: .*a\.jsonl, line 2: not JSON: .* \.\.\.$', remark)
+    assert check_banks(Unlabelled(bank), None, bank, Curriculum((bank,), 2)) == {'left out': remark}
+    one, none = (
+        JsonLines(write(tmp_path / name, *bad, *good), on_error='skip') for name, bad in (('c', [b'x']), ('d', []))
+    )
+    assert re.fullmatch(r'one bad line: .*c, line 1: not JSON: .*x.', check_banks(none, one)['left out'])
+    assert check_banks(none, JsonLines(none.path)) == {}
     assert bank.size == 3 and bank.skipped == len(BAD) + 1
     assert [item.question for item in bank.take(0, 4)] == ['q0', 'q1', 'q2', 'q0']
     assert len(bank.skipped_reasons) == 10 and re.search(r'a\.jsonl, line 2: not JSON', bank.skipped_reasons[0])
