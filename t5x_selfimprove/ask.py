@@ -11,14 +11,14 @@ import numpy as np
 from t5x_selfimprove import files
 from t5x_selfimprove.checkpoints import describe_model, read_model
 from t5x_selfimprove.data import store
-from t5x_selfimprove.data.items import encode_questions, make_item
+from t5x_selfimprove.data.items import check_banks, encode_questions, make_item
 from t5x_selfimprove.display import Display, percent
 from t5x_selfimprove.evaluate import Evaluation
 from t5x_selfimprove.feed import Feed
 from t5x_selfimprove.improve import Consolidator
 from t5x_selfimprove.models.config import ModelConfig
 from t5x_selfimprove.sampling.sampler import Sampler
-from t5x_selfimprove.session import Place, Session
+from t5x_selfimprove.session import Place, Session, check_writable
 from t5x_selfimprove.suite import Suite
 from t5x_selfimprove.templates import Template
 from t5x_selfimprove.vocabulary import Vocabulary
@@ -43,13 +43,13 @@ class Evaluate:
     def run(self, config: str) -> dict[str, Any]:
         """Measures once. Raises ValueError or OSError on bad input, before anything long starts."""
         self.place.devices()  # before anything else wakes jax up
-        self.evaluation_questions.bank.check()
+        left_out = check_banks(self.evaluation_questions.bank)
         described = describe_model(self.initial, self.vocabulary)
         place = dataclasses.replace(self.place, directory=str(Path(self.place.directory, 'evaluation')))
         with Session(place, config) as session:
             state = session.place_state(lambda: _Holder.create(self.model, self.vocabulary))
             state = _Holder(read_model(self.initial, state.model))
-            session.announce('evaluate', state, {'model': f'{self.initial}, step {described.step:,}'})
+            session.announce('evaluate', state, {'model': f'{self.initial}, step {described.step:,}', **left_out})
             suite = Suite(session, self.vocabulary, self.evaluation, self.evaluation_questions, self.stored_questions)
             found = suite.measure(state.model, described.manifest.get('round', 0))
             files.write_json(
@@ -152,6 +152,8 @@ class SampleRun:
         """Asks, prints a table, writes JSON where asked to."""
         del config
         display, questions = Display(), self.questions()
+        if self.output:
+            check_writable(Path(self.output).parent)
         described = describe_model(self.initial, self.vocabulary)
         model = self.model.create(self.vocabulary.size, jax.random.key(0))
         model = read_model(self.initial, model)
