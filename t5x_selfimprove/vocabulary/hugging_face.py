@@ -31,7 +31,9 @@ class HuggingFaceVocabulary(Spelled):
     Special tokens are those that tokenizer_config.json or special_tokens_map.json beside the file name, else those
     whose ids are in generation_config.json or config.json (the first of several). Where none of them names padding,
     the end of text is padding too: lengths and masks say what is padding. There is a begin of text where the tokenizer
-    puts one before a text.
+    puts one before a text. Whatever the tokenizer's files or the user name as end of text, the others that
+    generation_config.json, else config.json, lists are ends too: Gemma writes <eos> behind a text and <end_of_turn>
+    behind a message.
 
     Attributes:
       path: of a checkpoint's directory, or of the file itself.
@@ -85,6 +87,24 @@ class HuggingFaceVocabulary(Spelled):
             looked = ', '.join((*special_tokens.NAMING, *special_tokens.NUMBERING))
             raise ValueError(f'no file beside {self.file} names an end-of-text token ({looked}); choose one: eos_token')
         return found
+
+    @functools.cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ends of text: `eos_id`, and in order the others that the model's files list.
+
+        Raises:
+          ValueError: one of them is not in the vocabulary, or is text like any other.
+        """
+        folder, added = self.file.parent, self._read.tokenizer.get_added_tokens_decoder()
+        others = sorted(set(special_tokens.numbered(folder, 'eos_token', self._tokens)) - {self.eos_id})
+        for token in others:
+            if token not in added and self._read.spellings[token]:
+                raise ValueError(
+                    f'a file of {folder} ({", ".join(special_tokens.NUMBERING)}) lists token {token} in eos_token_id, '
+                    f'which spells {self._read.spellings[token].decode(errors="replace")!r}: no text could hold it. '
+                    f'Mend the list; the tokenizer has {self.eos_id} as its end of text'
+                )
+        return (self.eos_id, *others)
 
     @functools.cached_property
     def bos_id(self) -> int | None:
@@ -158,7 +178,7 @@ class HuggingFaceVocabulary(Spelled):
 
     @functools.cached_property
     def _spellings(self) -> tuple[bytes, ...]:
-        special = {self.pad_id, self.eos_id, self.bos_id}
+        special = {self.pad_id, *self.eos_ids, self.bos_id}
         return tuple(b'' if token in special else spelling for token, spelling in enumerate(self._read.spellings))
 
     @functools.cached_property

@@ -53,15 +53,32 @@ def find(folder: Path, field: str, tokens: Mapping[str, int]) -> int | None:
     named = named_tokens(folder).get(field)
     if named:
         return number(tokens, field, *named)
+    return next(iter(numbered(folder, field, tokens)), None)
+
+
+def numbered(folder: Path, field: str, tokens: Mapping[str, int]) -> tuple[int, ...]:
+    """The ids of a special token in the first of the model's files that gives any; chat models end in several ways.
+
+    Args:
+      folder: with the files.
+      field: 'pad_token', 'eos_token' or 'bos_token'.
+      tokens: token -> id.
+
+    Raises:
+      ValueError: an id that no token has; names the file and the field.
+    """
     for file in NUMBERING:
         held = read_json(folder / file).get(f'{field}_id')
-        token = held[0] if isinstance(held, list) and held else held
-        if token is None or token == -1:  # as some checkpoints without padding have it
-            continue
-        if token not in tokens.values():
-            raise ValueError(f'{field}_id in {folder / file} is {held!r}, which no token has; choose one with {field}')
-        return token
-    return None
+        found = [token for token in (held if isinstance(held, list) else [held]) if token not in (None, -1)]
+        for token in found:  # -1: as some checkpoints without padding have it
+            if type(token) is not int or token not in tokens.values():
+                raise ValueError(
+                    f'{field}_id in {folder / file} is {held!r}, and no token of the vocabulary has {token!r}; mend '
+                    'the file, or fetch it again together with the tokenizer it belongs to'
+                )
+        if found:
+            return tuple(found)
+    return ()
 
 
 def number(tokens: Mapping[str, int], field: str, token: str, where: Path | None = None) -> int:

@@ -15,7 +15,11 @@ MARKS = ('\ue000', '.', ',', '0')  # what a text is put behind, to be encoded as
 
 @runtime_checkable
 class Vocabulary(Protocol):
-    """What every vocabulary offers. `decode` drops special tokens; `encode` adds none."""
+    """What every vocabulary offers. `decode` drops special tokens; `encode` adds none.
+
+    `eos_id` is the end of text that training puts behind a text; sampling ends a text at any of `eos_ids`, of which
+    it is the first.
+    """
 
     @property
     def size(self) -> int: ...
@@ -25,6 +29,9 @@ class Vocabulary(Protocol):
 
     @property
     def eos_id(self) -> int: ...
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
 
     @property
     def bos_id(self) -> int | None: ...
@@ -53,6 +60,11 @@ class Spelled:
     name: ClassVar[str]
     adds_space: ClassVar[bool] = False
 
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ends of text, `eos_id` first."""
+        return (self.eos_id,)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the tokens; bytes that are no UTF-8 show as U+FFFD.
 
@@ -65,6 +77,7 @@ class Spelled:
     def fingerprint(self) -> str:
         """16 hex digits that change when a token, its place or a special id changes. Kept in checkpoints."""
         special = f'{self.name} pad {self.pad_id} eos {self.eos_id} bos {self.bos_id} size {self.size}'
+        special += ''.join(f' or eos {token}' for token in self.eos_ids[1:])
         digest = hashlib.sha256(special.encode())
         for spelling in self.token_bytes():
             digest.update(len(spelling).to_bytes(4, 'little') + spelling)

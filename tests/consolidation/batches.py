@@ -50,6 +50,10 @@ class Spelled:
     def size(self) -> int:
         return len(self.spellings)
 
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return (self.eos_id,)
+
     def token_bytes(self) -> tuple[bytes, ...]:
         return self.spellings
 

@@ -30,7 +30,7 @@ def names(vocabulary: HuggingFaceVocabulary) -> tuple[str | None, ...]:
 
 def test_qwen_has_no_begin_of_text_whatever_the_models_config_says(checkpoint):
     tokenizer = {'add_bos_token': False, 'bos_token': None, 'eos_token': '<|im_end|>', 'pad_token': '<|endoftext|>'}
-    model = {'bos_token_id': 3, 'eos_token_id': 4, 'pad_token_id': 5}
+    model = {'bos_token_id': 3, 'eos_token_id': None, 'pad_token_id': 5}
     assert names(checkpoint('qwen', {'tokenizer_config': tokenizer, 'config': model})) == (
         '<|endoftext|>', '<|im_end|>', None,
     )  # fmt: skip
@@ -77,13 +77,52 @@ def test_tokens_that_the_user_chooses(checkpoint):
     assert names(checkpoint('gemma', said, bos_token='<unk>'))[2] == '<unk>'
 
 
+def ends(vocabulary: HuggingFaceVocabulary) -> tuple[str, ...]:
+    return tuple(map(vocabulary._read.tokenizer.id_to_token, vocabulary.eos_ids))
+
+
+def test_a_chat_model_ends_in_several_ways(checkpoint):
+    ids = {token: made.llama_3().token_to_id(token) for token in ('<|eot_id|>', '<|end_of_text|>', '<|end_header_id|>')}
+    files = {
+        'tokenizer_config': {'eos_token': '<|eot_id|>'},
+        'config': {'eos_token_id': ids['<|end_header_id|>']},  # unread: generation_config.json has the word
+        'generation_config': {'eos_token_id': [ids['<|end_of_text|>'], ids['<|eot_id|>']]},
+    }
+    found = checkpoint('llama_3', files)
+    assert ends(found) == ('<|eot_id|>', '<|end_of_text|>') and found.eos_ids[0] == found.eos_id
+    assert ends(checkpoint('llama_3', files, eos_token='<|end_of_text|>')) == ('<|end_of_text|>', '<|eot_id|>')
+    files['generation_config'] = {'eos_token_id': None}
+    other = checkpoint('llama_3', files)
+    assert ends(other) == ('<|eot_id|>', '<|end_header_id|>')
+    assert other.token_bytes() == found.token_bytes() and other.fingerprint() != found.fingerprint()
+
+
+def test_another_end_of_text_spells_nothing(checkpoint):
+    turn = made.gemma().token_to_id('\n\n\n')  # an added token that is text where nothing ends with it
+    said = {'tokenizer_config': {'eos_token': '<eos>'}}
+    plain = checkpoint('gemma', said)
+    assert plain.eos_ids == (plain.eos_id,) and plain.token_bytes()[turn] == b'\n\n\n'
+    several = checkpoint('gemma', {**said, 'generation_config': {'eos_token_id': [plain.eos_id, turn]}})
+    assert several.eos_ids == (plain.eos_id, turn) and several.token_bytes()[turn] == b''
+
+
 @pytest.mark.parametrize(
     ('files', 'chosen', 'said'),
     [
         ({}, {}, r'no file beside .*tokenizer\.json names an end-of-text token \(tokenizer_config\.json, .*eos_token'),
         ({'tokenizer_config': {'eos_token': '</x>'}}, {}, r"eos_token in .*_config\.json is '</x>', which is no token"),
-        ({'config': {'eos_token_id': 9999}}, {}, r'eos_token_id in .*config\.json is 9999, which no token has'),
-        ({'config': {'eos_token_id': '2'}}, {}, "config.json is '2', which no token has"),
+        ({'config': {'eos_token_id': 9999}}, {}, r'eos_token_id in .*config\.json is 9999, and no token .* has 9999'),
+        ({'config': {'eos_token_id': '2'}}, {}, "config.json is '2', and no token of the vocabulary has '2'; mend"),
+        (
+            {'tokenizer_config': {'eos_token': '</s>'}, 'generation_config': {'eos_token_id': [2, 9999]}},
+            {},
+            r'eos_token_id in .*generation_config\.json is \[2, 9999\], and no token .* has 9999; mend the file',
+        ),
+        (
+            {'tokenizer_config': {'eos_token': '</s>'}, 'config': {'eos_token_id': 300}},
+            {},
+            r"lists token 300 in eos_token_id, which spells '.*': no text could hold it\. Mend the list",
+        ),
         ({}, {'eos_token': '</x>'}, "eos_token is '</x>', which is no token of the vocabulary"),
         ({'config': [1]}, {}, 'config.json must hold a JSON object; it holds a list'),
     ],

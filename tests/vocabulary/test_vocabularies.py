@@ -29,7 +29,7 @@ def test_round_trip_is_lossless(any_vocabulary):
 def test_specials_are_apart_from_text_and_spell_nothing(any_vocabulary):
     specials = {any_vocabulary.pad_id, any_vocabulary.eos_id, any_vocabulary.bos_id}
     assert any_vocabulary.pad_id == 0
-    assert len(specials) == 3
+    assert len(specials) == 3 and any_vocabulary.eos_ids == (any_vocabulary.eos_id,)
     assert {any_vocabulary.token_bytes()[token] for token in specials} == {b''}
     ids = any_vocabulary.encode(STORY)
     assert not specials & set(ids)
