@@ -51,6 +51,7 @@ setuptools.setup(
         'numpy>=2.0',
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
+        'pyarrow>=15.0',  # Parquet
         'rich>=13.0',
         'safetensors>=0.5',
         'sentencepiece>=0.2',

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from t5x_selfimprove.data.json_lines import JsonLines
+from t5x_selfimprove.data.question_files import JsonLines
 from t5x_selfimprove.main import main
 from t5x_selfimprove.vocabulary import SentencePieceVocabulary
 from tests.test_report import Page

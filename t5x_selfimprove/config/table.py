@@ -12,8 +12,9 @@ from t5x_selfimprove.ask import Evaluate, SampleRun
 from t5x_selfimprove.consolidation import AnswerFormat, GoldAnswer, MajorityVote, Unvoted
 from t5x_selfimprove.data import possessions
 from t5x_selfimprove.data.curriculum import Curriculum
-from t5x_selfimprove.data.json_lines import JsonLines
+from t5x_selfimprove.data.part import Part
 from t5x_selfimprove.data.possessions import Possessions
+from t5x_selfimprove.data.question_files import Csv, Json, JsonLines, Parquet
 from t5x_selfimprove.data.seqio_tasks import SeqioTask
 from t5x_selfimprove.data.text_file import TextFile
 from t5x_selfimprove.evaluate import Evaluation
@@ -50,8 +51,12 @@ TABLE: dict[str, Callable[..., Any]] = {
     'consolidation.GoldAnswer': GoldAnswer,
     'consolidation.MajorityVote': MajorityVote,
     'consolidation.Unvoted': Unvoted,
+    'data.Csv': Csv,
     'data.Curriculum': Curriculum,
+    'data.Json': Json,
     'data.JsonLines': JsonLines,
+    'data.Parquet': Parquet,
+    'data.Part': Part,
     'data.Possessions': Possessions,
     'data.SeqioTask': SeqioTask,
     'data.TextFile': TextFile,

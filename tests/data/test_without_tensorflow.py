@@ -12,13 +12,13 @@ for name in ('tensorflow', 'seqio', 'tensorflow_datasets'):
     sys.modules[name] = None  # importing it raises ImportError
 
 from t5x_selfimprove import vocabulary
-from t5x_selfimprove.data import items, json_lines, possessions, seqio_tasks, text_file
+from t5x_selfimprove.data import items, possessions, question_files, seqio_tasks, text_file
 
 words = possessions.vocabulary()
 taken = possessions.Possessions('held_out', seed=3).take(0, 4)
 items.encode_questions(taken, words, 48)
 items.encode_examples(taken, words, [], [], 80)
-json_lines.JsonLines('none.jsonl')
+question_files.JsonLines('none.jsonl')
 text_file.TextFile('none.txt')
 print(taken[1].id)
 try:

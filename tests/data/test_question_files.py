@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from t5x_selfimprove import records
-from t5x_selfimprove.data import json_lines, lines
+from t5x_selfimprove.data import lines, record_files
 from t5x_selfimprove.data.curriculum import Curriculum
 from t5x_selfimprove.data.items import Bank, Unlabelled, check_banks, encode_questions, make_item
-from t5x_selfimprove.data.json_lines import JsonLines
+from t5x_selfimprove.data.question_files import JsonLines
 from t5x_selfimprove.vocabulary import ByteVocabulary
 
 
@@ -173,7 +173,7 @@ def test_a_line_nested_too_deeply_is_a_bad_line(five, monkeypatch):
     def overflow(_):
         raise RecursionError  # as of 100,000 brackets; made here, since real ones upset Python 3.11's own compiler
 
-    monkeypatch.setattr(json_lines.json, 'loads', overflow)
+    monkeypatch.setattr(record_files.json, 'loads', overflow)
     with pytest.raises(ValueError, match='line 1: not readable as JSON: nested too deeply'):
         JsonLines(five).take(0, 1)
 
@@ -217,8 +217,8 @@ def test_refuses_wrong_settings(settings, error, message):
 def test_only_the_lines_asked_for_are_parsed(tmp_path, monkeypatch):
     path = write(tmp_path / 'a.jsonl', *[{'question': f'q{n}', 'answer': '1'} for n in range(1000)])
     parsed = []
-    real = json_lines.json.loads
-    monkeypatch.setattr(json_lines.json, 'loads', lambda text: parsed.append(text) or real(text))
+    real = record_files.json.loads
+    monkeypatch.setattr(record_files.json, 'loads', lambda text: parsed.append(text) or real(text))
     assert JsonLines(path, shuffle_seed=0).size == 1000 and not parsed
     JsonLines(path, shuffle_seed=0).take(500, 7)
     assert len(parsed) == 7
