@@ -71,6 +71,7 @@ class Verdict:
     chosen: UInt8[Any, '*outer Q A']  # the consolidated answer of each question, zeros where there is none
     share: Float32[Any, '*outer Q']  # votes for the chosen answer / votes cast (samples with an answer)
     votes: Float32[Any, '*outer Q']  # votes cast
+    voted: Bool[Any, '*outer S']  # its answer was counted; that of a truncated sample is not, unless asked for
 
 
 @record

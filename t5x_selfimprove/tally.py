@@ -26,7 +26,9 @@ def length_edges(max_tokens: int) -> list[float]:
 def tally(questions: Questions, samples: Samples, verdict: Verdict) -> Metrics:
     """Counts of one batch; padding questions are not counted.
 
-    Means are over samples (answered, ended, mean_length) or over questions with at least one vote (mean_vote_share).
+    Means are over samples or over questions with at least one vote (mean_vote_share). `truncated` samples were cut off
+    at the length limit; `truncated_answered` are those of them in which an answer could be read all the same, which
+    is counted in the vote (`voted`) only where the answer format says so.
     """
     count = samples.ended.shape[0] // questions.weight.shape[0]
     weight = questions.weight
@@ -41,6 +43,11 @@ def tally(questions: Questions, samples: Samples, verdict: Verdict) -> Metrics:
         'samples': Sum(total),
         'answered': Mean((verdict.found * sample_weight).sum(), total),
         'ended': Mean((samples.ended * sample_weight).sum(), total),
+        'truncated': Mean((~samples.ended * sample_weight).sum(), total),
+        'truncated_answered': Mean(
+            (~samples.ended & verdict.found * (sample_weight > 0)).sum(dtype=jnp.float32), total
+        ),
+        'voted': Mean((verdict.voted * sample_weight).sum(), total),
         'mean_length': Mean((length * sample_weight).sum(), total),
         'mean_vote_share': Mean((verdict.share * voted).sum(), voted.sum()),
         'questions_without_answer': Sum((weight - voted).sum()),

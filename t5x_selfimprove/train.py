@@ -274,6 +274,7 @@ class _Run:
         session.writer.write('round', round=number, length_histogram=lengths, **facts, **found)
         session.display.say(
             f'round {number}: {percent(found["answered"])} % of {found["samples"]:,.0f} paths answered, '
+            f'{percent(found["truncated"])} % truncated, '
             f'mean vote share {found["mean_vote_share"] or 0:.2f}, kept {found["kept_paths"]:,.0f} paths of '
             f'{found["kept_questions"]:,.0f} questions, loss {"-" if loss is None else f"{loss:.3f}"}, '
             f'{found["sampled_tokens"] / seconds:,.0f} sampled + {found["training_tokens"] / seconds:,.0f} trained '

@@ -15,7 +15,7 @@ COUNT, ROOM = 4, 16  # samples a question, tokens a sample
 def batch():
     """Three questions of four samples: one agreed on, one without an answer, one padding."""
     lengths = np.array([[1, 4, 16, 16], [2, 2, 2, 2], [9, 9, 9, 9]])
-    found = np.array([[1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
+    found = np.array([[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
     ended = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
     keep = np.array([[0.5, 0.5, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]], np.float32)
     mask = np.arange(ROOM) < lengths.reshape(-1, 1)
@@ -37,6 +37,7 @@ def batch():
         chosen=jnp.zeros((3, 1), jnp.uint8),
         share=jnp.array([2 / 3, 0.0, 1.0]),
         votes=jnp.array([3.0, 0.0, 4.0]),
+        voted=jnp.array((found & ended).ravel()),
     )
     return questions, samples, verdict
 
@@ -45,8 +46,10 @@ def test_counts_by_hand():
     got = metrics.values(jax.jit(tally)(*batch()))
     assert got['questions'] == 2
     assert got['samples'] == 8
-    assert got['answered'] == 3 / 8
+    assert got['answered'] == 4 / 8
     assert got['ended'] == 7 / 8
+    assert got['truncated'] == got['truncated_answered'] == 1 / 8  # those of padding are not counted
+    assert got['voted'] == 3 / 8
     assert got['mean_length'] == 45 / 8
     assert got['sampled_tokens'] == 45
     assert got['mean_vote_share'] == pytest.approx(2 / 3)  # of the one question with votes
@@ -65,7 +68,7 @@ def test_batches_add_up():
     one = tally(*batch())
     both = metrics.summed(jax.tree.map(lambda *x: jnp.stack(x), one, one))
     assert metrics.values(both)['samples'] == 16
-    assert metrics.values(both)['answered'] == 3 / 8
+    assert metrics.values(both)['answered'] == 4 / 8
 
 
 def test_every_share_falls_in_the_bin_that_begins_with_it():

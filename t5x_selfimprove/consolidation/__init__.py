@@ -11,23 +11,24 @@ How to add one
 --------------
 A consolidator is a frozen dataclass that can be called (`Consolidator` below). It is a static argument of the compiled
 round: fields are plain values, and equal ones share a trace. In `__call__` everything is `jax.numpy` on arrays of fixed
-shape. `read_paths` gives the answers question by question with padding already taken out, `keep_weights` turns weights
-into the kept set (cap, distinct paths first, weighting). Whatever random draw it makes should be folded from the key
-and the question's id, as `keep_weights` does, so that the verdict does not depend on the batch.
+shape. `read_paths` gives the answers question by question with padding already taken out, and says which of them count
+(those of truncated completions do not, unless the answer format lets them); `keep_weights` turns weights into the kept
+set (cap, distinct paths first, weighting). Whatever random draw it makes should be folded from the key and the
+question's id, as `keep_weights` does, so that the verdict does not depend on the batch.
 
-This one weighs each vote with the probability of its path, length-normalised (Wang et al. 2022, the normalised
-weighted sum), and keeps the paths of the winner:
+This one keeps the paths of the winner where it leads the runner-up by a margin of votes, and splits no tie:
 
     import dataclasses
     import jax.numpy as jnp
     from t5x_selfimprove.consolidation import AnswerFormat
-    from t5x_selfimprove.consolidation.selection import check_part, keep_weights, read_paths, same_answer
+    from t5x_selfimprove.consolidation.selection import check_part, fraction, keep_weights, read_paths, same_answer
     from t5x_selfimprove.consolidation.vote import first_answer
     from t5x_selfimprove.records import Verdict
 
     @dataclasses.dataclass(frozen=True)
-    class ProbabilityVote:
+    class MarginVote:
         answers: AnswerFormat
+        margin: int = 2
         max_kept: int | None = None
         distinct: bool = False
         weighting: str = 'path'
@@ -37,19 +38,19 @@ weighted sum), and keeps the paths of the winner:
 
         def __call__(self, models, questions, samples, key):
             paths = read_paths(self, questions, samples)
-            length = jnp.maximum(samples.mask.sum(axis=1), 1)
-            weight = jnp.exp(samples.log_probs.sum(axis=1) / length).reshape(paths.found.shape)
-            weight = jnp.where(paths.found, weight, 0.0)
-            score = jnp.where(same_answer(paths.answer), weight[:, None, :], 0.0).sum(axis=-1) * paths.found
-            best = score.max(axis=1, keepdims=True)
-            chosen = first_answer(paths.answer, paths.found & (score == best))
-            agrees = paths.found & (paths.answer == chosen[:, None]).all(axis=-1)
-            reward = agrees.astype(jnp.float32)
+            count = (same_answer(paths.answer) & paths.voted[:, None, :]).sum(axis=-1) * paths.voted
+            lead = count.max(axis=1)
+            chosen = first_answer(paths.answer, paths.voted & (count == lead[:, None]))
+            agrees = paths.voted & (paths.answer == chosen[:, None]).all(axis=-1)
+            second = jnp.where(agrees, 0, count).max(axis=1)
+            reward = (agrees & (lead - second >= self.margin)[:, None]).astype(jnp.float32)
             keep = keep_weights(self, reward, paths, questions, key)
-            share = best[:, 0] / jnp.maximum(weight.sum(axis=1), 1e-30)
-            votes = paths.found.sum(axis=1).astype(jnp.float32)
-            answer, found = paths.answer.reshape(-1, self.answers.room), paths.found.reshape(-1)
-            return Verdict(answer, found, reward.reshape(-1), keep, chosen, share, votes)
+            cast = paths.voted.sum(axis=1)
+            share, votes = fraction(lead, cast), cast.astype(jnp.float32)
+            answer, found, voted = paths.answer.reshape(-1, self.answers.room), paths.found, paths.voted
+            return Verdict(
+                answer, found.reshape(-1), reward.reshape(-1), keep, chosen, share, votes, voted.reshape(-1)
+            )
 
 To reach it from gin, add a line to the table of parts in `config/table.py`; `tests/consolidation` shows what to test,
 and runs this example.

@@ -47,6 +47,8 @@ class AnswerFormat:
       kind: 'number', 'option', 'yes_no' or 'text'.
       room: A, the bytes an answer may have.
       window: bytes behind the trigger that are looked at, at most 200.
+      truncated_votes: whether the answer of a completion that was cut off at the length limit is counted by the
+        consolidators (it is read and reported in either case, where the cut cannot have shortened it).
 
     Raises:
       TypeError, ValueError: a field of the wrong type or out of range.
@@ -57,6 +59,7 @@ class AnswerFormat:
     kind: str = 'number'
     room: int = 16
     window: int = 64
+    truncated_votes: bool = False
 
     def __post_init__(self):
         if not isinstance(self.vocabulary, Vocabulary):
@@ -72,6 +75,8 @@ class AnswerFormat:
                 f'AnswerFormat needs whole numbers 1 <= room <= window <= {MAX_BYTES}; '
                 f'room is {self.room!r}, window is {self.window!r}'
             )
+        if type(self.truncated_votes) is not bool:
+            raise TypeError(f'AnswerFormat.truncated_votes must be True or False; it is {self.truncated_votes!r}')
 
     def extract(
         self, tokens: Int32[Array, 'S C'], mask: Bool[Array, 'S C'], ended: Bool[Array, 'S'] | None = None

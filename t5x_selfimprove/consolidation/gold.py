@@ -19,8 +19,9 @@ class GoldAnswer:
     the answer as a hint), of RFT (Yuan et al. 2023, arXiv:2308.01825; without its check of the equations) and of
     ReST-EM (Singh et al. 2023, arXiv:2312.06585, which keeps at most 10).
 
-    In the verdict `chosen` is the label (zeros where it is not known), `share` the share of the answered paths that
-    have it, `votes` the answered paths, and `reward` 1 for each path that has it.
+    In the verdict `chosen` is the label (zeros where it is not known), `share` the share of the counted paths that
+    have it, `votes` the counted paths (those with an answer, `answers.truncated_votes` says whether truncated ones are
+    among them), and `reward` 1 for each counted path that has it.
 
     Attributes:
       answers: how answers are read; the labels must have been encoded with an equal one.
@@ -54,8 +55,8 @@ class GoldAnswer:
             )
         paths = read_paths(self, questions, samples)
         known = questions.known & (questions.weight > 0)
-        correct = paths.found & known[:, None] & (paths.answer == questions.answer[:, None]).all(axis=-1)
-        cast = paths.found.sum(axis=1)
+        correct = paths.voted & known[:, None] & (paths.answer == questions.answer[:, None]).all(axis=-1)
+        cast = paths.voted.sum(axis=1)
         reward = correct.astype(jnp.float32)
         return Verdict(
             answer=paths.answer.reshape(-1, self.answers.room),
@@ -65,4 +66,5 @@ class GoldAnswer:
             chosen=jnp.where(known[:, None], questions.answer, 0).astype(jnp.uint8),
             share=fraction(correct.sum(axis=1), cast),
             votes=cast.astype(jnp.float32),
+            voted=paths.voted.reshape(-1),
         )

@@ -20,9 +20,11 @@ class Paths:
 
     answer: UInt8[Array, 'Q N A']
     found: Bool[Array, 'Q N']
+    voted: Bool[Array, 'Q N']  # its answer counts: found, and not cut off unless truncated completions may vote
     real: Bool[Array, 'Q N']  # no padding
     repeated: Bool[Array, 'Q N']  # the same completion as an earlier path of the question
     copies: Int32[Array, 'Q N']  # paths of the question with the same completion, itself included
+    likelihood: Float32[Array, 'Q N']  # length-normalised: the geometric mean of its tokens' probabilities
 
 
 def read_paths(part: Any, questions: Questions, samples: Samples) -> Paths:
@@ -42,9 +44,12 @@ def read_paths(part: Any, questions: Questions, samples: Samples) -> Paths:
     answer, found = part.answers.extract(samples.tokens, samples.mask, samples.ended)
     real = jnp.broadcast_to((questions.weight > 0)[:, None], (count, total // count))
     found = found.reshape(real.shape) & real
+    voted = found & (samples.ended.reshape(real.shape) | part.answers.truncated_votes)
     answer = jnp.where(found[..., None], answer.reshape(*real.shape, -1), 0).astype(jnp.uint8)
     same = same_row(jnp.where(samples.mask, samples.tokens, -1).reshape(*real.shape, -1))
-    return Paths(answer, found, real, has_earlier(same), same.sum(axis=-1, dtype=jnp.int32))
+    length = jnp.maximum(samples.mask.sum(axis=-1), 1)
+    likelihood = jnp.exp(samples.log_probs.sum(axis=-1) / length).reshape(real.shape)
+    return Paths(answer, found, voted, real, has_earlier(same), same.sum(axis=-1, dtype=jnp.int32), likelihood)
 
 
 def same_row(values: Int32[Array, 'Q N W'] | UInt32[Array, 'Q N W']) -> Bool[Array, 'Q N N']:

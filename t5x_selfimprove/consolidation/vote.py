@@ -26,6 +26,7 @@ from t5x_selfimprove.records import Questions, Samples, Verdict
 TIES = ('refuse', 'split')
 SHARES = ('answered', 'all')
 COPIES = ('each', 'root', 'once')
+BALLOTS = ('equal', 'probability')
 UNIT = 1 << 16  # of a vote; N <= 4096 paths fit in 32 bits with room to spare
 
 
@@ -40,30 +41,34 @@ class Tally:
     leading: Bool[Array, 'Q N']  # the path's answer has the most votes, alone or in a tie
     lead: Int32[Array, 'Q']  # votes for an answer in the lead
     leaders: Int32[Array, 'Q']  # answers in the lead; 0 = no votes
-    cast: Int32[Array, 'Q']  # votes of the paths with an answer
+    cast: Int32[Array, 'Q']  # votes of the paths whose answer counts
     ballots: Int32[Array, 'Q']  # votes there might have been, had all paths an answer
 
 
-def ballots_of(paths: Paths, copies: str) -> Int32[Array, 'Q N']:
+def ballots_of(paths: Paths, copies: str, ballot: str = 'equal') -> Int32[Array, 'Q N']:
     """The vote of each path in units, whatever its answer: k identical paths cast k votes together ('each'), the
-    square root of k ('root') or one ('once'). Whole numbers, so that ties are ties in any order of summation."""
+    square root of k ('root') or one ('once'), each of them one vote ('equal') or as much as the path is likely
+    ('probability'). Whole numbers, so that ties are ties in any order of summation."""
     if copies == 'root':
         table = jnp.asarray(np.rint(UNIT / np.sqrt(np.arange(1, paths.copies.shape[1] + 1))), jnp.int32)
         vote = table[paths.copies - 1]
     else:
         vote = jnp.where(paths.repeated & (copies == 'once'), 0, UNIT)
+    if ballot == 'probability':
+        weighted = jnp.rint(vote * paths.likelihood).astype(jnp.int32)
+        vote = jnp.where(vote > 0, jnp.maximum(weighted, 1), 0)  # however unlikely, a path has a say
     return jnp.where(paths.real, vote, 0).astype(jnp.int32)
 
 
-def tally(paths: Paths, copies: str = 'each') -> Tally:
-    """Counts the votes of each question. Paths without an answer and padding cast none."""
-    ballots = ballots_of(paths, copies)
-    votes = jnp.where(paths.found, ballots, 0)
+def tally(paths: Paths, copies: str = 'each', ballot: str = 'equal') -> Tally:
+    """Counts the votes of each question. Paths without an answer that counts, and padding, cast none."""
+    ballots = ballots_of(paths, copies, ballot)
+    votes = jnp.where(paths.voted, ballots, 0)
     same = same_answer(paths.answer)
-    count = jnp.where(paths.found, jnp.where(same, votes[:, None, :], 0).sum(axis=-1), 0)
+    count = jnp.where(paths.voted, jnp.where(same, votes[:, None, :], 0).sum(axis=-1), 0)
     lead = count.max(axis=1)
-    leading = paths.found & (count == lead[:, None])
-    opens = leading & ~has_earlier(same & paths.found[:, None, :])  # the first path of each answer in the lead
+    leading = paths.voted & (count == lead[:, None])
+    opens = leading & ~has_earlier(same & paths.voted[:, None, :])  # the first path of each answer in the lead
     return Tally(leading, lead, opens.sum(axis=1, dtype=jnp.int32), votes.sum(axis=1), ballots.sum(axis=1))
 
 
@@ -75,25 +80,29 @@ class MajorityVote:
     self-consistency (Wang et al. 2022, arXiv:2203.11171, unweighted sum), every path that agrees with it kept, no
     threshold. The papers leave ties and answers that cannot be read unspecified; `min_votes`, the cap and the
     weightings are not theirs either. A cap is in ReST-EM (Singh et al. 2023, arXiv:2312.06585: at most 10), distinct
-    paths are in RFT (Yuan et al. 2023, arXiv:2308.01825, by equation list; here by tokens). Weights by
-    log-probability, which Wang et al. found to be no better, are left out.
+    paths are in RFT (Yuan et al. 2023, arXiv:2308.01825, by equation list; here by tokens). `ballot` is the normalised
+    weighted sum of Wang et al. (section 2, table 1), which they found to be no better than the unweighted; their sums
+    by unnormalised probability are left out. A unanimous vote is `min_share = 1.0, share_of = 'all'`.
 
     The verdict tells the vote of every question, kept or not: `chosen` is the winner (zeros where there is none),
     `share` the share of an answer in the lead, `votes` the votes cast. A refused tie is `votes > 0` with `chosen` all
     zeros. `reward` is 1 for each path that agrees with the winner, whatever the thresholds.
 
     Attributes:
-      answers: how answers are read and compared. Paths without an answer cast no vote.
+      answers: how answers are read and compared. Paths without an answer cast no vote, nor do truncated ones unless
+        `answers.truncated_votes`; they are of "all paths" for `share_of`.
       min_share: least share of the winner for its paths to be kept, 0..1.
       share_of: what `share` and `min_share` are a share of: the votes cast ('answered'), or all paths ('all'; the
         confidence of Huang et al.).
-      min_votes: least number of votes cast for anything to be kept.
+      min_votes: least sum of the votes cast for anything to be kept.
       ties: with several answers in the lead, 'refuse' keeps nothing and chooses none; 'split' keeps the paths of all
         of them with weight (and reward) 1 / their number, and chooses the one drawn first.
       max_kept: paths kept of a question at most, chosen at random, distinct ones first; None = all.
       copies: what k identical completions of a question cast together: k votes ('each', the papers' rule), the square
         root of k ('root') or one ('once'). Paths that differ are independent evidence; a model that repeats itself is
         sure of itself, which is less than that but more than nothing ('root' is our own rule).
+      ballot: what one path casts: one vote ('equal'), or its length-normalised probability under the model that drew
+        it, exp(mean log-probability of its tokens), at temperature 1 whatever it was drawn at ('probability').
       distinct: of identical completions of a question only one is kept.
       weighting: 'path' = each kept path has weight 1 (1 / number of answers in a split tie); 'question' = the kept
         paths of a question have weight 1 together.
@@ -109,6 +118,7 @@ class MajorityVote:
     ties: str = 'refuse'
     max_kept: int | None = None
     copies: str = 'each'
+    ballot: str = 'equal'
     distinct: bool = False
     weighting: str = 'path'
 
@@ -122,6 +132,7 @@ class MajorityVote:
         check_integer('MajorityVote.min_votes', self.min_votes, 1)
         check_choice('MajorityVote.ties', self.ties, TIES)
         check_choice('MajorityVote.copies', self.copies, COPIES)
+        check_choice('MajorityVote.ballot', self.ballot, BALLOTS)
 
     def __call__(self, models: Any, questions: Questions, samples: Samples, key: jax.Array) -> Verdict:
         """Votes on Q questions.
@@ -136,7 +147,7 @@ class MajorityVote:
 
     def decide(self, paths: Paths, questions: Questions, key: jax.Array) -> Verdict:
         """The same for paths that were read before."""
-        votes = tally(paths, self.copies)
+        votes = tally(paths, self.copies, self.ballot)
         decided = votes.leaders == 1 if self.ties == 'refuse' else votes.leaders >= 1
         agrees = votes.leading & decided[:, None]
         reward = agrees / jnp.maximum(votes.leaders, 1)[:, None].astype(jnp.float32)
@@ -152,6 +163,7 @@ class MajorityVote:
             chosen=first_answer(paths.answer, agrees),
             share=fraction(votes.lead, whole),
             votes=votes.cast / jnp.float32(UNIT),
+            voted=paths.voted.reshape(-1),
         )
 
 

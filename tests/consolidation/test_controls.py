@@ -10,7 +10,17 @@ import pytest
 
 from t5x_selfimprove import consolidation
 from t5x_selfimprove.consolidation import AnswerFormat, Consolidator, GoldAnswer, MajorityVote, Unvoted
-from tests.consolidation.batches import BYTES, LETTERS, judge, kept, letters, questions_of, unchecked
+from tests.consolidation.batches import (
+    BYTES,
+    LETTERS,
+    OPTIONS,
+    judge,
+    kept,
+    letters,
+    questions_of,
+    samples_of,
+    unchecked,
+)
 
 
 def test_gold_by_hand():
@@ -93,17 +103,20 @@ def test_fields_are_checked(kind: type):
 def test_the_guide_works():
     guide = inspect.getdoc(consolidation)
     code = textwrap.dedent(re.search(r'^    import dataclasses\n(?:(?:    .*)?\n)*', guide, re.MULTILINE).group())
-    assert len(code.strip().splitlines()) <= 36
+    assert len(code.strip().splitlines()) <= 38
     names = {'__name__': 'guide'}
     exec(compile(code, 'guide', 'exec', dont_inherit=True), names)
-    part = names['ProbabilityVote'](LETTERS, max_kept=2)
+    part = names['MarginVote'](LETTERS, max_kept=2)
     assert isinstance(part, Consolidator)
-    samples = letters('BBAA-', 'BBACD', '-----')
-    log_probs = np.where(samples.mask, np.float32(-2), np.float32(0))
-    log_probs[2:4] = samples.mask[2:4] * np.float32(-0.1)  # the As of the first question are much likelier
-    verdict = judge(
-        part, questions_of([None] * 3), samples.__class__(samples.tokens, samples.mask, log_probs, samples.ended)
-    )
-    assert verdict.chosen[:, 0].tobytes() == b'ab\0'
-    assert kept(verdict, 5)[0] == [0, 0, 1, 1, 0] and kept(verdict, 5)[2] == [0] * 5
-    np.testing.assert_allclose(verdict.share, [np.exp(-0.1) / (np.exp(-0.1) + np.exp(-2)), 0.4, 0], rtol=1e-4)
+    verdict = judge(part, questions_of([None] * 4), letters('BBAA-', 'BBBAD', 'BBA--', '-----'))
+    assert verdict.chosen[:, 0].tobytes() == b'bbb\0'
+    assert [sum(row) for row in kept(verdict, 5)] == [0, 2, 0, 0] and kept(verdict, 5)[1][3:] == [0, 0]
+    np.testing.assert_allclose(verdict.share, [0.5, 0.6, 2 / 3, 0])
+
+
+def test_a_truncated_path_is_not_kept_for_its_label_unless_it_is_let():
+    samples, questions = samples_of(['The answer is B. And~', 'The answer is B.']), questions_of(['B'], OPTIONS)
+    verdict = judge(GoldAnswer(OPTIONS), questions, samples)
+    assert verdict.found.tolist() == [True, True] and verdict.keep.tolist() == [0, 1] == verdict.voted.tolist()
+    let = dataclasses.replace(OPTIONS, truncated_votes=True)
+    assert judge(GoldAnswer(let), questions, samples).keep.tolist() == [1, 1]

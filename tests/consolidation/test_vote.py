@@ -25,6 +25,7 @@ from tests.consolidation.batches import (
 )
 
 VOTE = MajorityVote(LETTERS)
+OF_PATHS = ('answer', 'found', 'voted', 'reward', 'keep')  # what a verdict says of each path
 
 
 def vote(*questions: str, part: MajorityVote = VOTE, weight: list[float] | None = None, seed: int = 0) -> Verdict:
@@ -115,6 +116,56 @@ def test_the_root_of_equal_completions():
     assert kept(vote('bbbb', part=MajorityVote(LETTERS, copies='root', min_votes=3)), 4) == [[0, 0, 0, 0]]
 
 
+def likely(samples: Samples, *means: float) -> Samples:
+    """The samples with a mean log-probability a token for each."""
+    return dataclasses.replace(samples, log_probs=np.where(samples.mask, np.float32(means)[:, None], np.float32(0)))
+
+
+def test_a_vote_weighted_by_probability():
+    # Wang et al. 2022: two unlikely paths for B, a likely one for A. Per token, so that length does not matter.
+    samples = likely(letters('BBA-'), -2.0, -1.5, -0.1, -0.2)
+    questions = questions_of([None])
+    part = MajorityVote(LETTERS, ballot='probability')
+    assert chosen(judge(VOTE, questions, samples)) == 'B' and chosen(judge(part, questions, samples)) == 'A'
+    weights = np.exp([-2.0, -1.5, -0.1, -0.2])
+    verdict = judge(part, questions, samples)
+    np.testing.assert_allclose(verdict.share, weights[2] / weights[:3].sum(), rtol=1e-4)
+    np.testing.assert_allclose(verdict.votes, weights[:3].sum(), rtol=1e-4)
+    assert kept(verdict, 4) == [[0, 0, 1, 0]] and verdict.reward.tolist() == [0, 0, 1, 0]
+    whole = judge(dataclasses.replace(part, share_of='all'), questions, samples)
+    np.testing.assert_allclose(whole.share, weights[2] / weights.sum(), rtol=1e-4)
+    # Equal probabilities are the plain vote, ties and all; three copies weigh as the root of three.
+    even = likely(letters('BBAC', 'BBAA'), *[-0.7] * 8)
+    assert chosen(judge(part, questions_of([None] * 2), even)) == chosen(vote('BBAC', 'BBAA')) == 'B-'
+    root = dataclasses.replace(part, copies='root')
+    copies = likely(letters('bbbA'), *[-0.5] * 3, -0.1)
+    np.testing.assert_allclose(judge(root, questions, copies).votes, 3**0.5 * np.exp(-0.5) + np.exp(-0.1), rtol=1e-4)
+    # However unlikely, a path has a say where there is no other.
+    assert chosen(judge(part, questions, likely(letters('A---'), *[-50.0] * 4))) == 'A'
+
+
+def test_unanimity():
+    unanimous = MajorityVote(LETTERS, min_share=1.0, share_of='all')
+    verdict = vote('BBBB', 'BBB-', 'BBBA', part=unanimous)
+    assert verdict.keep.reshape(3, 4).sum(axis=1).tolist() == [4, 0, 0]
+    of_answered = vote('BBBB', 'BBB-', 'BBBA', part=dataclasses.replace(unanimous, share_of='answered'))
+    assert of_answered.keep.reshape(3, 4).sum(axis=1).tolist() == [4, 3, 0]
+
+
+def test_truncated_paths_do_not_vote_unless_they_are_let():
+    # Two of three paths for B were cut off behind their answer, one of them so that it may have been cut itself.
+    texts = ['So the answer is B. And~', 'The answer is B. Hence~', 'The answer is A.', 'The answer is C~']
+    samples, questions = samples_of(texts), questions_of([None], OPTIONS)
+    verdict = judge(MajorityVote(OPTIONS), questions, samples)
+    assert verdict.answer[:, 0].tobytes() == b'bba\0' and verdict.found.tolist() == [True, True, True, False]
+    assert verdict.voted.tolist() == [False, False, True, False]
+    assert (chosen(verdict), verdict.votes.tolist(), kept(verdict, 4)) == ('A', [1], [[0, 0, 1, 0]])
+    assert judge(MajorityVote(OPTIONS, share_of='all'), questions, samples).share.tolist() == [0.25]
+    let = judge(MajorityVote(dataclasses.replace(OPTIONS, truncated_votes=True)), questions, samples)
+    assert let.voted.tolist() == let.found.tolist() == verdict.found.tolist()
+    assert (chosen(let), let.votes.tolist(), kept(let, 4)) == ('B', [3], [[1, 1, 0, 0]])
+
+
 def test_completions_that_differ_behind_the_mask_are_equal():
     samples = letters('bb')
     tokens = np.where(samples.mask, samples.tokens, np.arange(2)[:, None])
@@ -162,9 +213,10 @@ def test_padding_questions():
     assert not verdict.answer[3:6].any() and not verdict.found[3:6].any() and not verdict.reward[3:6].any()
 
 
-def test_cut_off_answers_do_not_vote():
+def test_an_answer_that_was_cut_is_none():
     samples = samples_of(['The answer is B.', 'The answer is B~', 'The answer is A.~', 'A', 'A'])
-    verdict = judge(MajorityVote(OPTIONS, ties='split'), questions_of([None]), samples)
+    let = dataclasses.replace(OPTIONS, truncated_votes=True)
+    verdict = judge(MajorityVote(let, ties='split'), questions_of([None]), samples)
     assert verdict.found.tolist() == [True, False, True, False, False]
     assert verdict.votes.tolist() == [2] and verdict.keep.tolist() == [0.5, 0, 0.5, 0, 0]
 
@@ -243,7 +295,9 @@ def rows_of(verdict: Verdict, row: int, paths: int = 7) -> list[list]:
     """All that a verdict says of one question."""
     return [
         (
-            field[row * paths : (row + 1) * paths] if name in ('answer', 'found', 'reward', 'keep') else field[row]
+            field[row * paths : (row + 1) * paths]
+            if name in ('answer', 'found', 'voted', 'reward', 'keep')
+            else field[row]
         ).tolist()
         for name, field in vars(verdict).items()
     ]
@@ -274,7 +328,7 @@ def test_order_of_paths_only_orders_the_verdict():
         judge(part, questions, samples),
         judge(part, questions, jax.tree.map(lambda field: field[paths], samples)),
     )
-    for name in ('answer', 'found', 'reward', 'keep'):
+    for name in OF_PATHS:
         assert (vars(before)[name][paths] == vars(after)[name]).all()
     for name in ('chosen', 'share', 'votes'):
         assert (vars(before)[name] == vars(after)[name]).all()
@@ -329,6 +383,7 @@ def test_samples_must_be_shared_out():
         ({'share_of': 'each'}, "MajorityVote.share_of must be one of 'answered', 'all'; it is 'each'"),
         ({'min_votes': 0}, 'MajorityVote.min_votes must be at least 1; it is 0'),
         ({'min_votes': 1.5}, 'MajorityVote.min_votes must be a whole number; it is 1.5 (float)'),
+        ({'ballot': 'log'}, "MajorityVote.ballot must be one of 'equal', 'probability'; it is 'log'"),
         ({'ties': 'drop'}, "MajorityVote.ties must be one of 'refuse', 'split'; it is 'drop'"),
         ({'max_kept': 0}, 'MajorityVote.max_kept must be at least 1; it is 0'),
         ({'distinct': 1}, 'MajorityVote.distinct must be True or False; it is 1'),

@@ -37,6 +37,7 @@ def two_questions() -> tuple[Samples, Verdict]:
         chosen=answers('21', '', '9'),
         share=np.array([2 / 3, 0, 1], np.float32),
         votes=np.array([1, 1, 2], np.float32),
+        voted=np.array([True, False, True, False, True, True]),
     )
 
 
