@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from t5x_selfimprove import metrics, partitioning
-from t5x_selfimprove.learning import lessons
+from t5x_selfimprove.consolidation import AnswerFormat
+from t5x_selfimprove.formats import LessonFormat, check_formats, examples_in
 from t5x_selfimprove.metrics import Metrics
 from t5x_selfimprove.models import adapters, parameters
 from t5x_selfimprove.records import Examples, Lessons, Questions, Samples, TrainState, Verdict, record
@@ -28,6 +29,8 @@ from t5x_selfimprove.templates import Template
 
 class Consolidator(Protocol):
     """Decides what the samples of a batch are worth; frozen, so that it is static under jit."""
+
+    answers: AnswerFormat
 
     def __call__(self, models: Any, questions: Questions, samples: Samples, key: jax.Array) -> Verdict:
         """Q questions and their Q * N samples to a verdict."""
@@ -54,6 +57,17 @@ class Recipe:
     consolidator: Consolidator
     learner: Learner
     lesson_prompt: Template | None = None  # what the kept paths are trained after; None = `prompt`
+    formats: tuple[LessonFormat, ...] = ()  # or what they are trained after and in, each of them once in each
+
+    def __post_init__(self):
+        if self.formats and self.lesson_prompt is not None:
+            raise ValueError('a Recipe has either lesson_prompt or formats, which have prompts of their own')
+        check_formats(self.formats)
+
+    @property
+    def lessons(self) -> tuple[LessonFormat, ...]:
+        """The formats that kept paths are trained in."""
+        return self.formats or (LessonFormat('path', self.lesson_prompt or self.prompt),)
 
 
 @record
@@ -86,8 +100,8 @@ def one_round(
     def batch(_, questions: Questions) -> tuple[None, tuple[Samples, Verdict, Examples, Metrics]]:
         samples = recipe.sampler(frozen, recipe.prompt(questions), sample_key)
         verdict = recipe.consolidator(frozen, questions, samples, judge_key)
-        prompts = (recipe.lesson_prompt or recipe.prompt)(questions)
-        examples = lessons.examples_of(prompts, samples, verdict.keep, recipe.sampler.vocabulary.pad_id)
+        pad = recipe.sampler.vocabulary.pad_id
+        examples = examples_in(recipe.lessons, questions, samples, verdict.keep, recipe.consolidator.answers, pad)
         return None, (samples, verdict, examples, tally(questions, samples, verdict))
 
     _, (samples, verdict, examples, counts) = jax.lax.scan(batch, None, questions)

@@ -18,7 +18,7 @@ FLOORS = {
     0: ('records', 'vocabulary', 'files'),
     1: ('partitioning', 'metrics', 'models'),
     2: ('templates', 'sampling', 'consolidation', 'learning', 'tally'),
-    3: ('improve', 'evaluate'),
+    3: ('formats', 'improve', 'evaluate'),
     4: ('data', 'checkpoints'),
     5: (
         'train',

@@ -20,6 +20,7 @@ from t5x_selfimprove.data.text_file import TextFile
 from t5x_selfimprove.evaluate import Evaluation
 from t5x_selfimprove.export import Export
 from t5x_selfimprove.feed import Feed
+from t5x_selfimprove.formats import LessonFormat
 from t5x_selfimprove.improve import Recipe
 from t5x_selfimprove.learning.lessons import Packing
 from t5x_selfimprove.learning.optimizers import Adafactor, AdamW, Schedule
@@ -63,6 +64,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'data.possessions_vocabulary': possessions.vocabulary,
     'evaluate.Evaluation': Evaluation,
     'export.Export': Export,
+    'formats.LessonFormat': LessonFormat,
     'improve.Recipe': Recipe,
     'learning.AdamW': AdamW,
     'learning.Adafactor': Adafactor,

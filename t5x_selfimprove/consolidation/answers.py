@@ -107,6 +107,22 @@ class AnswerFormat:
         answer, found = zip(*parts, strict=True)
         return np.concatenate(answer), np.concatenate(found)
 
+    def phrase_start(self, tokens: Int32[Array, 'S C'], mask: Bool[Array, 'S C']) -> Int32[Array, 'S']:
+        """The token of each completion in which its last trigger phrase begins, -1 where there is none; under `jit`.
+
+        A space before the phrase is of it, be it in the same token or one of its own.
+        """
+        _, lengths = spelling_table(self.vocabulary)
+        spellings = self.vocabulary.token_bytes()
+        automaton, spaces = _automaton(spellings, self._phrase), np.array([one == b' ' for one in spellings])
+        tokens = jnp.clip(tokens, 0, len(lengths) - 1)
+        length = jnp.where(mask, jnp.take(lengths, tokens, mode='clip'), 0)
+        behind, _ = _last_phrase(automaton, tokens, mask, length, jnp)
+        first, ends = (behind - len(self._phrase))[:, None], jnp.cumsum(length, axis=1)
+        space = mask & jnp.take(spaces, tokens, mode='clip') & (ends == first)
+        start = ((ends <= first) & mask & ~space).sum(axis=1, dtype=jnp.int32)
+        return jnp.where(behind < 0, -1, start)
+
     def canonical(self, text: str) -> bytes:
         """The canonical answer in a label; b'' where there is none, or it is longer than `room` bytes.
 

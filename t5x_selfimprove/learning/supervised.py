@@ -22,7 +22,7 @@ class Supervised:
     """Trains on kept samples by next-token likelihood (Huang et al. 2022, arXiv:2210.11610, section 3.2).
 
     The paper trains once from the base model; `start_from` and the number of rounds are free here. Left out: nothing
-    of the loss; the paper's four prompt formats are a matter of the lessons' template.
+    of the loss; the paper's four prompt formats are made before (`formats.LessonFormat`).
 
     Raises:
       ValueError: a field out of range.

@@ -19,7 +19,7 @@ import jax
 from t5x_selfimprove import config, improve, metrics
 from t5x_selfimprove.checkpoints import describe_model, read_model
 from t5x_selfimprove.data.items import encode_examples
-from t5x_selfimprove.learning import lessons
+from t5x_selfimprove.formats import examples_in
 from t5x_selfimprove.main import settle_environment
 from t5x_selfimprove.session import Session, versions
 from t5x_selfimprove.train import Improve
@@ -43,8 +43,8 @@ def pack(questions: Any, samples: Any, keep: jax.Array, key: jax.Array, *, recip
 
     def batch(_, part: Any) -> Any:
         questions, samples, keep = part
-        prompts = (recipe.lesson_prompt or recipe.prompt)(questions)
-        return None, lessons.examples_of(prompts, samples, keep, recipe.sampler.vocabulary.pad_id)
+        pad = recipe.sampler.vocabulary.pad_id
+        return None, examples_in(recipe.lessons, questions, samples, keep, recipe.consolidator.answers, pad)
 
     examples = jax.lax.scan(batch, None, (questions, samples, keep))[1]
     examples = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), examples)
@@ -66,7 +66,7 @@ def programs(settings: Improve, session: Session, new_model: bool) -> list[Progr
     _, batches, _ = settings.questions.take(0, settings.vocabulary, settings.answers, settings.labels)
     questions, replay = session.place_batch(batches, 1), None
     if settings.replay is not None:
-        prompt = recipe.lesson_prompt or recipe.prompt
+        prompt = recipe.lessons[0].prompt
         items = settings.replay.take(0, settings.replay.size)
         rows, _ = encode_examples(items, settings.vocabulary, prompt.before, prompt.after, settings.replay_room)
         replay, _ = jax.jit(learner.packing)(session.replicate(rows), jax.random.key(settings.place.seed))
