@@ -2,9 +2,9 @@
 
 Whether an output embedding is tied, and whether logits are scaled by width ** -0.5, are two questions. Releases of
 transformers before 5 wrote one answer to both, `tie_word_embeddings`. Release 5 ties whatever has no `lm_head.weight`
-of its own; it scales T5 as `scale_decoder_outputs` says (which it writes), mT5 never, UMT5 always. Here a
-`scale_decoder_outputs` is believed wherever there is one. An UMT5 checkpoint with `tie_word_embeddings` = false is read
-as it was meant, without a scale.
+of its own; it scales T5 as `scale_decoder_outputs` says (which it writes), mT5 never, UMT5 always before 5.24 and as T5
+since. Here a `scale_decoder_outputs` is believed wherever there is one. An UMT5 checkpoint with `tie_word_embeddings` =
+false is read as it was meant, without a scale.
 """
 
 from collections.abc import Callable, Mapping, Sequence
