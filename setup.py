@@ -45,6 +45,7 @@ setuptools.setup(
     install_requires=[
         'flax>=0.12.8',
         'gin-config>=0.5.0,<0.6',  # config.py reads two private tables of 0.5.0
+        'importlib_resources>=6.0',  # tensorflow-datasets prepares nothing without it, and does not ask for it
         'jax>=0.10.2',
         'jaxtyping>=0.3.11',
         'jinja2>=3.1.6',  # chat templates
@@ -65,6 +66,8 @@ setuptools.setup(
         'tpu': ['jax[tpu]'],
         'test': ['beartype>=0.20', 'pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.9'],
         'bench': ['matplotlib>=3.8'],
+        # seqio's caching job. Beam needs protobuf below 7, which sentencepiece from 0.2.2 on does not run with.
+        'cache': ['apache-beam[tfrecord]>=2.70', 'sentencepiece>=0.2,<0.2.2'],
         # What tests compare with, or compile with. torch comes first and apart: see launch/test.sh.
         'references': [
             'libtpu>=0.0.50; platform_system == "Linux" and platform_machine == "x86_64"',

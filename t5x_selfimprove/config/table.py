@@ -16,6 +16,7 @@ from t5x_selfimprove.data.part import Part
 from t5x_selfimprove.data.possessions import Possessions
 from t5x_selfimprove.data.question_files import Csv, Json, JsonLines, Parquet
 from t5x_selfimprove.data.seqio_tasks import SeqioTask
+from t5x_selfimprove.data.tasks import TaskFile
 from t5x_selfimprove.data.text_file import TextFile
 from t5x_selfimprove.evaluate import Evaluation
 from t5x_selfimprove.export import Export
@@ -60,6 +61,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'data.Part': Part,
     'data.Possessions': Possessions,
     'data.SeqioTask': SeqioTask,
+    'data.TaskFile': TaskFile,
     'data.TextFile': TextFile,
     'data.possessions_vocabulary': possessions.vocabulary,
     'evaluate.Evaluation': Evaluation,

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32, UInt8
 
-from t5x_selfimprove.consolidation.canonical import KINDS, MARGIN, Window, assemble, letter, space
+from t5x_selfimprove.consolidation.canonical import MARGIN, Window, assemble, letter, space
+from t5x_selfimprove.consolidation.kinds import KINDS, WHOLE
 from t5x_selfimprove.vocabulary import Vocabulary, spelling_table, table_of
 
 MAX_BYTES = 200  # of trigger and window: positions and automaton states then fit in a byte
@@ -23,13 +24,15 @@ class AnswerFormat:
     """Where the answer stands in a completion, and what counts as the same answer.
 
     The answer is read behind the *last* trigger phrase (ASCII case does not matter), up to the end of the sentence,
-    the line or the text, and made canonical by its kind (`canonical.py` has the rules):
+    the line or the text, and made canonical by its kind (`canonical.py` and `spans.py` have the rules):
 
         kind      text                                canonical
         number    'The answer is $1,200.00.'          b'1200'
         option    'the answer is (B).'                b'b'
         yes_no    'The answer is: Yes, it is.'        b'yes'
+        nli       'The answer is not possible ...'    b'unknown'
         text      'The answer is the  Red Sea.'       b'red sea'
+        span      'The answer is the 1,200-yard ...'  b'1200 yard ...'
 
     There is no answer where there is no trigger phrase, where the phrase goes on as a word ('the answer isn't 7'), or
     where nothing of the kind stands in the sentence. Nothing is ever shortened to fit: an answer longer than `room`
@@ -44,7 +47,7 @@ class AnswerFormat:
     Attributes:
       vocabulary: says which bytes each token spells.
       trigger: the phrase before the answer, at most 200 bytes.
-      kind: 'number', 'option', 'yes_no' or 'text'.
+      kind: 'number', 'option', 'yes_no', 'nli', 'text' or 'span'.
       room: A, the bytes an answer may have.
       window: bytes behind the trigger that are looked at, at most 200.
       truncated_votes: whether the answer of a completion that was cut off at the length limit is counted by the
@@ -172,8 +175,7 @@ def _label(kind: str, room: int, size: int, phrase: bytes, text: str) -> bytes:
     shown[0, MARGIN : MARGIN + len(begin)] = begin
     seen = np.array([MARGIN + len(begin)], np.int32)
     window = Window(shown, seen, np.array([len(spelled) > size]), np)
-    rest = space(shown) | (window.position <= window.sentence[0][:, None])
-    if kind == 'text' and not rest.all():
+    if kind in WHOLE and not (space(shown) | (window.position <= WHOLE[kind](window)[0][:, None])).all():
         return b''  # 'Mr. Smith' must not become 'mr' without a word
     answer, found = assemble(KINDS[kind](window), room, np)
     return answer_bytes(answer[0]) if found[0] else b''

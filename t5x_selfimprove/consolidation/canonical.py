@@ -4,7 +4,7 @@ One code for device and host: every function takes a `Window`, which carries the
 it works with. All is elementwise arithmetic on neighbouring bytes and a few reductions over the window; nothing loops.
 
 A kind is a function `Window -> (bytes uint8[S, W], keep bool[S, W], found bool[S])`: the answer is the kept bytes, in
-order. `KINDS` is the table of them.
+order. `kinds.py` has the table of them.
 """
 
 import dataclasses
@@ -15,7 +15,15 @@ from typing import Any
 from jaxtyping import Bool, Int32, UInt8
 
 MARGIN = 2  # empty positions before the text: room for the '-' and '0' that a number may need in front
-REACH = 4  # how far a rule looks to either side of a byte
+NLI = (  # what is said of a conclusion, and how; '*' = the word may go on
+    ('yes', ('yes', 'entail*')),
+    ('no', ('no', 'contradict*')),
+    (
+        'unknown',
+        ('not possible', 'impossible', 'cannot', "can't", 'neutral', 'unknown', 'unclear', 'maybe'),
+    ),
+)
+REACH = 12  # how far a rule looks to either side of a byte
 
 Mask = Bool[Any, 'S W']
 Rows = Int32[Any, 'S']
@@ -203,6 +211,41 @@ def text(window: Window) -> Reading:
     return xp.where(blank, ord(' '), small).astype(xp.uint8), keep, ended & keep.any(axis=1)
 
 
+def nli(window: Window) -> Reading:
+    """The first word or phrase that says whether a conclusion holds -> b'yes', b'no', b'unknown'.
+
+    'yes', 'entail...'; 'no', 'contradict...'; 'not possible', 'impossible', 'cannot', 'can\'t', 'neutral', 'unknown',
+    'unclear', 'maybe'. So 'It is not possible to tell.' -> b'unknown'.
+    """
+    xp, position = window.xp, window.position
+    small = lower(window.text, xp)
+    opens = ~_joins(window.at(-1)) & (position < window.sentence[0][:, None])
+    length = xp.zeros(window.text.shape, xp.int32)
+    said = xp.zeros(window.text.shape, xp.int32)
+    for number, (_, phrases) in enumerate(NLI, 1):
+        for phrase in phrases:
+            whole = phrase.removesuffix('*')
+            here = opens & functools.reduce(
+                lambda found, place, whole=whole: found & (lower(window.at(place), xp) == ord(whole[place])),
+                range(1, len(whole)),
+                small == ord(whole[0]),
+            )
+            if whole == phrase:
+                here = here & ~_joins(window.at(len(whole)))
+            length, said = xp.where(here, len(whole), length), xp.where(here, number, said)
+    first = window.first(said > 0)[:, None]
+    said, length = (xp.sum(xp.where(position == first, value, 0), axis=1) for value in (said, length))
+    found = (said > 0) & ~(window.cut & (first[:, 0] + length >= window.seen))
+    # The word stands at the front of the window, wherever the phrase stood.
+    spelled, kept = xp.zeros(window.text.shape, xp.uint8), xp.zeros(window.text.shape, bool)
+    for number, (word, _) in enumerate(NLI, 1):
+        letters = xp.asarray(list(word.encode()) + [0] * window.text.shape[1], xp.uint8)[: window.text.shape[1]]
+        chosen = (said == number)[:, None]
+        spelled = xp.where(chosen, letters[None], spelled)
+        kept = kept | (chosen & (position < len(word)))
+    return spelled, kept, found
+
+
 def _article(window: Window, small: Any) -> Any:
     """int32[S, W]: length of the article, with its space, that starts at each position; 0 = none."""
     xp = window.xp
@@ -216,9 +259,6 @@ def _article(window: Window, small: Any) -> Any:
 def _joins(byte: Any) -> Any:
     """Bytes that make a letter beside them part of a word; those from 128 on belong to letters beyond ASCII."""
     return letter(byte) | digit(byte) | one_of(byte, "_'-") | (byte >= 128)
-
-
-KINDS = {'number': number, 'option': option, 'yes_no': yes_no, 'text': text}
 
 
 def assemble(reading: Reading, room: int, xp: ModuleType) -> tuple[UInt8[Any, 'S A'], Bool[Any, 'S']]:

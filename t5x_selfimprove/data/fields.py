@@ -25,6 +25,11 @@ class Fields:
     answer_after: str | None
     drop_pattern: str | None
 
+    @property
+    def filters(self) -> bool:
+        """Every record is a question."""
+        return False
+
     def columns(self) -> frozenset[str]:
         """The top-level names that may be read."""
         named = [self.answer, self.rationale, self.choices, *(_SLOT.findall(self.question) or [self.question])]

@@ -23,8 +23,13 @@ _REASONS_KEPT = 10
 class Reader(Protocol):
     """What makes an item of a record; hashable, so that what was found with it can be kept."""
 
-    def parse(self, record: Any) -> Item:
-        """The item. Raises ValueError that says what is wrong with the record."""
+    @property
+    def filters(self) -> bool:
+        """Whether some of the records are none of its own."""
+        ...
+
+    def parse(self, record: Any) -> Item | None:
+        """The item; None for a record that is none of its own. Raises ValueError that says what is wrong."""
         ...
 
 
@@ -70,12 +75,12 @@ class FileBank:
     @property
     def skipped(self) -> int:
         """Bad records left out; 0 unless on_error is 'skip'. Looks through the whole file the first time."""
-        return self._scan()[1] if self.on_error == 'skip' else 0
+        return self._scan().skipped if self.on_error == 'skip' else 0
 
     @property
     def skipped_reasons(self) -> tuple[str, ...]:
         """What was wrong with the first few records left out."""
-        return self._scan()[2] if self.on_error == 'skip' else ()
+        return self._scan().reasons if self.on_error == 'skip' else ()
 
     def take(self, position: int, count: int) -> list[Item]:
         """Items position .. position + count - 1, going round.
@@ -96,35 +101,37 @@ class FileBank:
         """
         rows = self._rows()
         if self.on_error == 'refuse':
-            _check(self.records(), int(rows[0]), int(rows[-1]) + 1, self.reader())
+            _check(self.records(), rows, self.reader())
         lines = f'{self.skipped} bad lines' if self.skipped > 1 else 'one bad line'
         return [f'{lines}: {self.skipped_reasons[0]}' + ' ...' * (self.skipped > 1)] if self.skipped else []
 
-    def _scan(self) -> tuple[np.ndarray, int, tuple[str, ...]]:
-        return _scan(self.records(), self.reader())
+    def _scan(self) -> '_Scan':
+        return _scan(self.records(), self.reader(), self.on_error == 'skip')
 
-    def _rows(self) -> Any:
-        """Numbers of the records in use: an array or range of `size`."""
-        good, remark = None, ''
-        if self.on_error == 'skip':
-            good, skipped, reasons = self._scan()
-            remark = f' ({skipped} bad lines were skipped, the first: {reasons[0]})' if skipped else ''
+    def _rows(self) -> '_Rows':
+        """Numbers of the records in use."""
+        remark, good = '', None
+        if self.on_error == 'skip' or self.reader().filters:
+            scan = self._scan()
+            good = scan.good
+            remark = f' ({scan.skipped} bad lines were skipped, the first: {scan.reasons[0]})' if scan.skipped else ''
         total = len(self.records()) if good is None else len(good)
-        start, stop = window(type(self).__name__, self.path, total, self.start, self.count, remark)
-        return _Range(start, stop) if good is None else good[start:stop]
+        return _Rows(good, *window(type(self).__name__, self.path, total, self.start, self.count, remark))
 
 
-class _Range:
-    """start .. stop - 1 as an array that takes no memory."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Rows:
+    """Elements start .. stop - 1 of an array of row numbers, int64[m], or of 0, 1, 2, ... where there is none."""
 
-    def __init__(self, start: int, stop: int):
-        self.start, self.stop = start, stop
+    among: np.ndarray | None
+    start: int
+    stop: int
 
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __getitem__(self, which: Any) -> Any:
-        return self.start + which if not isinstance(which, int) or which >= 0 else self.stop + which
+    def __getitem__(self, which: np.ndarray) -> np.ndarray:
+        return which + self.start if self.among is None else self.among[which + self.start]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +245,7 @@ def _parse(records: Records, rows: np.ndarray, reader: Reader) -> list[Item]:
     return items
 
 
-def _item(record: Any, reader: Reader) -> Item | ValueError:
+def _item(record: Any, reader: Reader) -> Item | ValueError | None:
     if isinstance(record, ValueError):
         return record
     try:
@@ -247,23 +254,40 @@ def _item(record: Any, reader: Reader) -> Item | ValueError:
         return error
 
 
+def _check(records: Records, rows: _Rows, reader: Reader) -> None:
+    if rows.among is None:
+        _check_range(records, rows.start, rows.stop, reader)
+    else:  # few: those of a file that were asked for
+        _parse(records, rows[np.arange(len(rows))], reader)
+
+
 @functools.lru_cache(maxsize=16)
-def _check(records: Records, start: int, stop: int, reader: Reader) -> None:
+def _check_range(records: Records, start: int, stop: int, reader: Reader) -> None:
     for first in range(start, stop, _SCANNED):
         _parse(records, np.arange(first, min(stop, first + _SCANNED)), reader)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Scan:
+    """Numbers of the records to use (int64), how many bad ones are left out, what was wrong with the first of these."""
+
+    good: np.ndarray
+    skipped: int
+    reasons: tuple[str, ...]
+
+
 @functools.lru_cache(maxsize=8)
-def _scan(records: Records, reader: Reader) -> tuple[np.ndarray, int, tuple[str, ...]]:
-    """Numbers of the good records (int64), how many are bad, and what was wrong with the first of these."""
+def _scan(records: Records, reader: Reader, skip: bool) -> _Scan:
+    """Looks at all records: those of others are left out, and bad ones where they are to be skipped."""
     good = np.ones(len(records), bool)
-    reasons = []
+    skipped, reasons = 0, []
     for first in range(0, len(records), _SCANNED):
         rows = np.arange(first, min(len(records), first + _SCANNED))
         for row, record in zip(rows.tolist(), records.read(rows), strict=True):
             found = _item(record, reader)
-            if isinstance(found, ValueError):
-                good[row] = False
-                if len(reasons) < _REASONS_KEPT:
-                    reasons.append(f'{records.path}, {records.place(row)}: {found}')
-    return np.flatnonzero(good), int((~good).sum()), tuple(reasons)
+            bad = isinstance(found, ValueError)
+            good[row] = found is not None and not (bad and skip)
+            skipped += bad and skip
+            if bad and skip and len(reasons) < _REASONS_KEPT:
+                reasons.append(f'{records.path}, {records.place(row)}: {found}')
+    return _Scan(np.flatnonzero(good), skipped, tuple(reasons))

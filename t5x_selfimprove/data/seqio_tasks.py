@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import importlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ class SeqioTask:
         provider = _provider(self)
         shuffle = self.count is None and self.shuffle_seed is not None
         options = {'split': self.split, 'shuffle': shuffle, 'seed': self.shuffle_seed + number if shuffle else None}
-        if isinstance(provider, _seqio().Mixture):
+        if isinstance(provider, import_seqio().Mixture):
             options |= {'copy_pretokenized': True, 'num_epochs': None if self.count is None else 1}
         for example in provider.get_dataset(sequence_length=None, **options).as_numpy_iterator():
             yield self._item(provider, example)
@@ -158,8 +158,8 @@ def _load(bank: SeqioTask) -> tuple[Item, ...]:
     )
 
 
-def _seqio() -> Any:
-    """Imports seqio, with accelerators hidden from TensorFlow, which would otherwise take all their memory."""
+def import_seqio() -> Any:
+    """seqio, with accelerators hidden from TensorFlow, which would otherwise take all their memory."""
     import tensorflow
 
     with contextlib.suppress(RuntimeError):  # TensorFlow is in use already, with the devices its user gave it
@@ -170,7 +170,7 @@ def _seqio() -> Any:
 
 
 def _provider(bank: SeqioTask) -> Any:
-    seqio = _seqio()
+    seqio = import_seqio()
     if bank.module is not None:
         name, _, function = bank.module.partition(':')
         try:
@@ -238,7 +238,6 @@ def register_possessions(
     Raises:
       ValueError: the names are taken by something else.
     """
-    seqio = _seqio()
     bank = Possessions() if bank is None else bank
     vocabulary = ByteVocabulary() if vocabulary is None else vocabulary
     counts = {**SIZES, **(sizes or {})}
@@ -246,25 +245,57 @@ def register_possessions(
         raise ValueError(f'sizes must have the keys {", ".join(SPLITS)}; they are {", ".join(counts)}')
     names = []
     for split in SPLITS:
-        task = f'{name}_{split}'
-        names.append(task)
+        names.append(f'{name}_{split}')
         source = dataclasses.replace(bank, split=split, count=counts[split], shuffle_seed=None)
-        if _registered.get(task) == (source, vocabulary):
-            continue
-        if task in seqio.TaskRegistry.names():
-            raise ValueError(f'the seqio Task {task!r} exists already and is different; choose another name')
-        seqio.TaskRegistry.add(
-            task,
-            source=_source(Unlabelled(source) if split == 'unlabelled' else source, SEQIO_SPLITS[split]),
-            preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
-            output_features={
-                'inputs': seqio.Feature(seqio_vocabulary(vocabulary), add_eos=False),
-                'targets': seqio.Feature(seqio_vocabulary(vocabulary), add_eos=True),
-            },
-            metric_fns=[] if split == 'unlabelled' else [answer_accuracy],
-        )
-        _registered[task] = (source, vocabulary)
+        shown = _source(Unlabelled(source) if split == 'unlabelled' else source, SEQIO_SPLITS[split])
+        metrics = [] if split == 'unlabelled' else [answer_accuracy]
+        add_task(names[-1], (source, vocabulary), text_task(shown, vocabulary, metrics))
     return names
+
+
+def text_task(
+    source: Any, vocabulary: Vocabulary, metrics: list[Callable], read: Sequence[Callable] = ()
+) -> dict[str, Any]:
+    """The arguments of `seqio.TaskRegistry.add` for a source of `inputs` and `targets` as text, after `read`.
+
+    Seqio's caching job keeps the tokens, without end of text.
+    """
+    seqio = import_seqio()
+    tokens = seqio_vocabulary(vocabulary)
+    return {
+        'source': source,
+        'preprocessors': [
+            *read,
+            seqio.preprocessors.tokenize,
+            seqio.CacheDatasetPlaceholder(),
+            seqio.preprocessors.append_eos,
+        ],
+        'output_features': {
+            'inputs': seqio.Feature(tokens, add_eos=False),
+            'targets': seqio.Feature(tokens, add_eos=True),
+        },
+        'metric_fns': metrics,
+    }
+
+
+def add_task(name: str, made_of: Any, settings: dict[str, Any]) -> None:
+    """Adds a Task to seqio's registry, unless it is there.
+
+    Args:
+      name: of the task.
+      made_of: what tells a repetition from a clash.
+      settings: the arguments of `seqio.TaskRegistry.add`.
+
+    Raises:
+      ValueError: the name is taken by something else.
+    """
+    seqio = import_seqio()
+    if name in seqio.TaskRegistry.names():
+        if name not in _registered or _registered[name] != made_of:
+            raise ValueError(f'the seqio Task {name!r} exists already and is different; choose another name')
+        return
+    seqio.TaskRegistry.add(name, **settings)
+    _registered[name] = made_of
 
 
 def _source(bank: Bank, seqio_split: str) -> Any:
@@ -283,7 +314,9 @@ def _source(bank: Bank, seqio_split: str) -> Any:
         text = tensorflow.TensorSpec((), tensorflow.string)
         return tensorflow.data.Dataset.from_generator(generate, output_signature={'inputs': text, 'targets': text})
 
-    return _seqio().FunctionDataSource(dataset, splits=(seqio_split,), num_input_examples={seqio_split: bank.size})
+    return import_seqio().FunctionDataSource(
+        dataset, splits=(seqio_split,), num_input_examples={seqio_split: bank.size}
+    )
 
 
 def answer_accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
@@ -308,7 +341,7 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> Any:
 
 @functools.cache
 def _seqio_vocabulary_class() -> type:
-    seqio = _seqio()
+    seqio = import_seqio()
     import tensorflow
 
     class SeqioVocabulary(seqio.Vocabulary):

@@ -46,11 +46,61 @@ def text(behind: bytes, end: int, cut: bool, stopped: bool) -> bytes:
     return re.sub(rb'[\s\0]+', b' ', said)
 
 
+PHRASES = {
+    b'yes': rb'yes(?!%b)|entail' % WORD,
+    b'no': rb'no(?!%b)|contradict' % WORD,
+    b'unknown': rb"(?:not possible|impossible|cannot|can't|neutral|unknown|unclear|maybe)(?!%b)" % WORD,
+}
+
+
+def nli(behind: bytes, end: int, cut: bool, stopped: bool) -> bytes:
+    found = {}
+    for word, pattern in PHRASES.items():
+        for phrase in re.finditer(rb'(?i)(?<!%b)(?:%b)' % (WORD, pattern), behind):
+            found.setdefault(phrase.start(), (phrase.end(), word))
+    if not found or min(found) >= end:
+        return b''
+    stop, word = found[min(found)]
+    return b'' if cut and stop == len(behind) else word
+
+
+def span(behind: bytes, end: int, cut: bool, stopped: bool) -> bytes:
+    last = rb'(?!\Z)' if cut else b''
+    end = len(behind)
+    stopped = False
+    for stop in re.finditer(rb'\n|[.!?](?=[\s\0]|\Z)' + last, behind):
+        word = re.search(rb'[^\s\0]*\Z', behind[: stop.start()]).group()
+        short = re.fullmatch(rb'[A-Z].{0,2}', word, re.DOTALL) and stop.group() == b'.'
+        if not short or behind[stop.end() : stop.end() + 1] in (b'', b'\n', b'\r'):
+            end, stopped = stop.start(), True
+            break
+    if cut and not stopped:
+        return b''
+    return normalised(behind[:end])
+
+
+def normalised(text: bytes) -> bytes:
+    """As DROP's evaluation has it, numbers in our spelling."""
+    tokens = []
+    for token in re.split(rb'[\s\0-]+', text.lower()):
+        if not re.fullmatch(rb'\d+\.?\d*|\.\d+', token):
+            token = re.sub(rb'[!-/:-@\[-`{-~]', b'', token)
+        if re.fullmatch(rb'\d+\.?\d*|\.\d+', token):
+            whole, _, fraction = token.partition(b'.')
+            whole, fraction = whole.lstrip(b'0'), fraction.rstrip(b'0')
+            token = whole + b'.' + fraction if fraction else whole or b'0'
+        if token not in (b'', b'a', b'an', b'the'):
+            tokens.append(token)
+    return b' '.join(tokens)
+
+
 READERS = {
     'number': number,
     'option': option,
     'yes_no': yes_no,
+    'nli': nli,
     'text': text,
+    'span': span,
 }
 
 
