@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32, Integer
 
-from t5x_selfimprove import metrics, partitioning, tally
+from t5x_selfimprove import metrics, tally
 from t5x_selfimprove.improve import Consolidator
 from t5x_selfimprove.metrics import Metrics
-from t5x_selfimprove.models import adapters, parameters
+from t5x_selfimprove.models import decoding
 from t5x_selfimprove.records import Questions, Samples, Verdict, record
 from t5x_selfimprove.sampling.sampler import Sampler
 from t5x_selfimprove.templates import Template
@@ -78,13 +78,16 @@ def measure(
     right is seen here, on labelled questions, and never needs a label in training.
     """
     key = jax.random.key(seed)
-    frozen = parameters.constrain(adapters.for_sampling(model), partitioning.SAMPLING)
+    frozen = decoding.for_sampling(model, evaluation.sampler.weights)
+    prefix = evaluation.sampler.read_prefix(
+        frozen, evaluation.prompt(jax.tree.map(lambda array: array[0], questions))
+    )
 
     def batch(_, questions: Questions):
         prompts = evaluation.prompt(questions)
-        greedy = evaluation.greedy(frozen, prompts, key)
+        greedy = evaluation.greedy(frozen, prompts, key, prefix)
         alone = evaluation.consolidator(frozen, questions, greedy, key)
-        samples = evaluation.sampler(frozen, prompts, key)
+        samples = evaluation.sampler(frozen, prompts, key, prefix)
         verdict = evaluation.consolidator(frozen, questions, samples, key)
         keep = jnp.zeros_like(verdict.keep) if keeper is None else keeper(frozen, questions, samples, key).keep
         verdict = dataclasses.replace(verdict, keep=keep)

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from t5x_selfimprove import metrics, partitioning
 from t5x_selfimprove.consolidation import AnswerFormat
 from t5x_selfimprove.formats import LessonFormat, check_formats, examples_in
+from t5x_selfimprove.learning import lessons
 from t5x_selfimprove.metrics import Metrics
-from t5x_selfimprove.models import adapters, parameters
-from t5x_selfimprove.records import Examples, Lessons, Questions, Samples, TrainState, Verdict, record
+from t5x_selfimprove.models import decoding, parameters
+from t5x_selfimprove.records import Examples, Lessons, Prompts, Questions, Samples, TrainState, Verdict, record
 from t5x_selfimprove.sampling.sampler import Sampler
 from t5x_selfimprove.tally import tally
 from t5x_selfimprove.templates import Template
@@ -58,6 +59,7 @@ class Recipe:
     learner: Learner
     lesson_prompt: Template | None = None  # what the kept paths are trained after; None = `prompt`
     formats: tuple[LessonFormat, ...] = ()  # or what they are trained after and in, each of them once in each
+    drift_paths: int = 8  # paths a round whose log-probabilities are computed as in learning, too; 0: none
 
     def __post_init__(self):
         if self.formats and self.lesson_prompt is not None:
@@ -93,24 +95,32 @@ def one_round(
     Returns:
       The state after, and the round's metrics, samples and verdict.
     """
+    vocabulary = recipe.sampler.vocabulary
     sample_key, judge_key, learn_key = jax.random.split(round_key(state), 3)
-    # Gathered, and adapters merged, once a round and not once a token.
-    frozen = parameters.constrain(adapters.for_sampling(state.model), partitioning.SAMPLING)
+    # Gathered, adapters merged and the prefix read once a round and not once a batch or a token.
+    frozen = decoding.for_sampling(state.model, recipe.sampler.weights)
+    some = jax.tree.map(lambda array: array[0], questions)
+    prefix = recipe.sampler.read_prefix(frozen, recipe.prompt(some))
 
     def batch(_, questions: Questions) -> tuple[None, tuple[Samples, Verdict, Examples, Metrics]]:
-        samples = recipe.sampler(frozen, recipe.prompt(questions), sample_key)
+        samples = recipe.sampler(frozen, recipe.prompt(questions), sample_key, prefix)
         verdict = recipe.consolidator(frozen, questions, samples, judge_key)
-        pad = recipe.sampler.vocabulary.pad_id
-        examples = examples_in(recipe.lessons, questions, samples, verdict.keep, recipe.consolidator.answers, pad)
+        learnt = lessons.closed(samples, vocabulary.eos_id) if recipe.sampler.stop else samples
+        answers = recipe.consolidator.answers
+        examples = examples_in(recipe.lessons, questions, learnt, verdict.keep, answers, vocabulary.pad_id)
         return None, (samples, verdict, examples, tally(questions, samples, verdict))
 
     _, (samples, verdict, examples, counts) = jax.lax.scan(batch, None, questions)
     examples = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), examples)
+    drift = {}
+    if recipe.drift_paths:
+        first = jax.tree.map(lambda array: array[0], samples)
+        drift = log_prob_drift(state.model, recipe.prompt(some), first, recipe.drift_paths, vocabulary.pad_id)
     state, learned = recipe.learner(state, examples, replay, learn_key)
     state = dataclasses.replace(
         state, round=state.round + 1, model=parameters.constrain(state.model, partitioning.LEARNING)
     )
-    return state, Round(metrics.summed(counts) | learned, samples, verdict)
+    return state, Round(metrics.summed(counts) | drift | learned, samples, verdict)
 
 
 def rounds(
@@ -118,6 +128,22 @@ def rounds(
 ) -> tuple[TrainState, Round]:
     """Several rounds in one dispatch: questions [rounds, G, Q, ...]; each leaf of the result leads with the rounds."""
     return jax.lax.scan(lambda state, questions: one_round(state, questions, replay, recipe=recipe), state, questions)
+
+
+def log_prob_drift(model: Any, prompts: Prompts, samples: Samples, paths: int, pad: int) -> Metrics:
+    """The largest difference, in nats, between the log-probabilities of tokens as they were drawn and as learning
+    computes them, in the first paths of a batch: whether the model that samples is the model that learns."""
+    keep = jnp.ones(samples.ended.shape)
+    examples = lessons.examples_of(prompts, samples, keep, pad)
+    examples, few = jax.tree.map(lambda array: array[:paths], (examples, dataclasses.replace(samples, slot_steps=None)))
+    rows = lessons.one_a_row(examples, model.config.reads_source)
+    source = {} if rows.source is None else {'source': rows.source}
+    hidden = model.forward(rows.tokens, rows.position, rows.segment, **source)
+    learnt = model.log_probs(hidden, rows.targets)
+    place = jnp.arange(few.tokens.shape[1]) + (0 if rows.source is not None else examples.prompt_length[:, None] - 1)
+    again = jnp.take_along_axis(learnt, jnp.minimum(place, learnt.shape[1] - 1).astype(jnp.int32), axis=1)
+    apart = jnp.where(few.mask, jnp.abs(again - few.log_probs), 0.0)
+    return {'log_prob_drift': metrics.Mean(apart.max(), jnp.ones(()))}
 
 
 def round_key(state: TrainState) -> jax.Array:

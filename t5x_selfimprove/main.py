@@ -6,7 +6,7 @@ import sys
 
 # The YNNPACK fusions of jaxlib 0.10 slow decoding on a CPU (tests/benchmarks/sampler_batch.py measures it), and a
 # prototype of a sampler drew other tokens in large batches with them than in small ones.
-CPU_FLAG = '--xla_cpu_experimental_ynn_fusion_type='
+CPU_FLAG = '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE'
 
 HELP = """{usage}
 

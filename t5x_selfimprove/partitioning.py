@@ -8,6 +8,7 @@ axes each name is split. In learning, weights are split over `fsdp` to save memo
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -175,6 +176,20 @@ def platform() -> str:
     """'cpu', 'gpu' or 'tpu': of the mesh in context, which may be one that is only compiled for, else of jax."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+def memory_bytes() -> int:
+    """Memory of a device of the mesh in context, or of this machine: what the device itself says where it does, else
+    that of the host shared out to its devices.
+
+    A mesh that is only compiled for says nothing of its memory: 16 GiB are assumed, the least of a TPU in use.
+    """
+    if jax.sharding.get_abstract_mesh().abstract_device not in (None, jax.devices()[0].platform):
+        return 16 << 30
+    stated = jax.local_devices()[0].memory_stats()
+    if stated and 'bytes_limit' in stated:
+        return stated['bytes_limit']
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // jax.local_device_count()
 
 
 def bytes_per_device(tree: Any) -> int:

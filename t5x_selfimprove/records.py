@@ -2,7 +2,8 @@
 
 Axis letters, the one legend of the project:
 
-    Q  questions in a batch            N  samples a question          S  samples: S = Q * N, question-major
+    Q  questions in a batch            N  samples a question          S  samples: S = Q * N, question-major; or the
+                                                                         slots in which samples are drawn
     P  prompt length (tokens)          C  completion length           X  length of the prefix all prompts share
     R  training rows                   T  row length (tokens)         U  source length (tokens of an encoder's row)
     E  examples (prompt + completion pairs)
@@ -42,11 +43,14 @@ class Questions:
 
 @record
 class Prompts:
-    """Questions rendered by a template. The text before each question is the same for all and kept apart."""
+    """Questions rendered by a template. The text before each question is the same for all and kept apart.
+
+    A question has one prompt, B = Q, or B / Q next to each other, of which its sample i reads number i mod B / Q.
+    """
 
     prefix: Int32[Any, 'X']  # no padding; may be empty
-    tokens: Int32[Any, 'Q P']
-    length: Int32[Any, 'Q']
+    tokens: Int32[Any, 'B P']
+    length: Int32[Any, 'B']
     id: UInt32[Any, 'Q 2']
 
 
@@ -58,6 +62,10 @@ class Samples:
     mask: Bool[Any, '*outer S C']
     log_probs: Float32[Any, '*outer S C']  # of each token under the untempered model; 0 outside the mask
     ended: Bool[Any, '*outer S']  # ended by itself rather than cut off at C
+    # Under the distribution each token was drawn from: after temperature, transforms and a least length. None: unknown.
+    proposal_log_probs: Any = None  # None, or Float32[Any, '*outer S C']
+    drawn: Any = None  # None: all; or Bool[Any, '*outer S'], False where a path was given up, which has no token
+    slot_steps: Any = None  # None, or Int32[Any, '*outer']: tokens that there was room for, in slots, while drawing
 
 
 @record

@@ -26,19 +26,24 @@ def length_edges(max_tokens: int) -> list[float]:
 def tally(questions: Questions, samples: Samples, verdict: Verdict) -> Metrics:
     """Counts of one batch; padding questions are not counted.
 
-    Means are over samples or over questions with at least one vote (mean_vote_share). `truncated` samples were cut off
-    at the length limit; `truncated_answered` are those of them in which an answer could be read all the same, which
-    is counted in the vote (`voted`) only where the answer format says so.
+    Means are over samples that were drawn or over questions with at least one vote (mean_vote_share). `slot_use` is the
+    part of the slots' steps that drew a token of a path; the rest went to paths that had ended, or to padding.
+    `truncated` samples were cut off at the length limit; `truncated_answered` are those of them in which an answer
+    could be read all the same, which is counted in the vote (`voted`) only where the answer format says so.
     """
     count = samples.ended.shape[0] // questions.weight.shape[0]
     weight = questions.weight
     sample_weight = jnp.repeat(weight, count)
+    if samples.drawn is not None:
+        sample_weight = sample_weight * samples.drawn
     length = samples.mask.sum(axis=-1).astype(jnp.float32)
     voted = weight * (verdict.votes > 0)
     kept = (verdict.keep > 0) * sample_weight
     kept_questions = (kept.reshape(-1, count).sum(axis=-1) > 0).astype(jnp.float32)
     total = sample_weight.sum()
-    return {
+    drawn = (length * sample_weight).sum()
+    used = {} if samples.slot_steps is None else {'slot_use': Mean(drawn, samples.slot_steps.astype(jnp.float32))}
+    return used | {
         'questions': Sum(weight.sum()),
         'samples': Sum(total),
         'answered': Mean((verdict.found * sample_weight).sum(), total),
@@ -53,7 +58,7 @@ def tally(questions: Questions, samples: Samples, verdict: Verdict) -> Metrics:
         'questions_without_answer': Sum((weight - voted).sum()),
         'kept_questions': Sum(kept_questions.sum()),
         'kept_paths': Sum(kept.sum()),
-        'sampled_tokens': Sum((length * sample_weight).sum()),
+        'sampled_tokens': Sum(drawn),
         'share_histogram': Sum(histogram(verdict.share, voted, 1.0, SHARE_BINS)),
         'length_histogram': Sum(histogram(length, sample_weight, samples.tokens.shape[1], LENGTH_BINS)),
     }

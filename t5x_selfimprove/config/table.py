@@ -33,10 +33,11 @@ from t5x_selfimprove.models.config import Experts, Rope, TransformerConfig
 from t5x_selfimprove.models.encoder_decoder_config import EncoderDecoderConfig
 from t5x_selfimprove.partitioning import MeshShape
 from t5x_selfimprove.pretrain import Pretrain
+from t5x_selfimprove.sampling.adaptive import Adaptive
 from t5x_selfimprove.sampling.sampler import Sampler
-from t5x_selfimprove.sampling.transforms import TopK, TopP
+from t5x_selfimprove.sampling.transforms import MinP, NoRepeatedNgram, RepetitionPenalty, TopK, TopP
 from t5x_selfimprove.session import Place
-from t5x_selfimprove.templates import ChatTemplate, Template
+from t5x_selfimprove.templates import ChatTemplate, Template, Variants
 from t5x_selfimprove.train import Improve
 from t5x_selfimprove.vocabulary import (
     ByteVocabulary,
@@ -82,12 +83,17 @@ TABLE: dict[str, Callable[..., Any]] = {
     'models.of_directory': hugging_face.of_directory,
     'partitioning.MeshShape': MeshShape,
     'pretrain.Pretrain': Pretrain,
+    'sampling.Adaptive': Adaptive,
+    'sampling.MinP': MinP,
+    'sampling.NoRepeatedNgram': NoRepeatedNgram,
+    'sampling.RepetitionPenalty': RepetitionPenalty,
     'sampling.Sampler': Sampler,
     'sampling.TopK': TopK,
     'sampling.TopP': TopP,
     'session.Place': Place,
     'templates.ChatTemplate': ChatTemplate,
     'templates.Template': Template,
+    'templates.Variants': Variants,
     'feed.Feed': Feed,
     'train.Improve': Improve,
     'vocabulary.ByteVocabulary': ByteVocabulary,

@@ -21,7 +21,7 @@ class Paths:
     answer: UInt8[Array, 'Q N A']
     found: Bool[Array, 'Q N']
     voted: Bool[Array, 'Q N']  # its answer counts: found, and not cut off unless truncated completions may vote
-    real: Bool[Array, 'Q N']  # no padding
+    real: Bool[Array, 'Q N']  # no padding, and not given up
     repeated: Bool[Array, 'Q N']  # the same completion as an earlier path of the question
     copies: Int32[Array, 'Q N']  # paths of the question with the same completion, itself included
     likelihood: Float32[Array, 'Q N']  # length-normalised: the geometric mean of its tokens' probabilities
@@ -43,6 +43,8 @@ def read_paths(part: Any, questions: Questions, samples: Samples) -> Paths:
         raise ValueError(f'{total} samples cannot be shared out to {count} questions: S must be Q * N')
     answer, found = part.answers.extract(samples.tokens, samples.mask, samples.ended)
     real = jnp.broadcast_to((questions.weight > 0)[:, None], (count, total // count))
+    if samples.drawn is not None:
+        real = real & samples.drawn.reshape(real.shape)
     found = found.reshape(real.shape) & real
     voted = found & (samples.ended.reshape(real.shape) | part.answers.truncated_votes)
     answer = jnp.where(found[..., None], answer.reshape(*real.shape, -1), 0).astype(jnp.uint8)

@@ -23,19 +23,54 @@ from t5x_selfimprove.models.config import ModelConfig
 from t5x_selfimprove.records import Examples, Lessons, Prompts, Samples, Sources
 
 
+def closed(samples: Samples, end: int) -> Samples:
+    """The samples with an end of text behind those that ended at another token or at a text; one token more of room."""
+    room = samples.tokens.shape[1]
+    length = samples.mask.sum(axis=1)
+    last = jnp.take_along_axis(samples.tokens, jnp.maximum(length - 1, 0)[:, None], axis=1)[:, 0]
+    here = (jnp.arange(room + 1) == length[:, None]) & (samples.ended & (last != end) & (length > 0))[:, None]
+    wider = lambda array: jnp.pad(array, ((0, 0), (0, 1)))  # noqa: E731
+    return dataclasses.replace(
+        samples,
+        tokens=jnp.where(here, end, wider(samples.tokens)),
+        mask=wider(samples.mask) | here,
+        log_probs=wider(samples.log_probs),
+        proposal_log_probs=None,
+    )
+
+
+def one_a_row(examples: Examples, sources: bool) -> Lessons:
+    """Each example in a row of its own, whatever its weight.
+
+    Args:
+      examples: E examples.
+      sources: whether prompts are apart, for an encoder.
+    """
+    place = jnp.arange(examples.length.shape[0], dtype=jnp.int32)
+    start, placed, count = jnp.zeros_like(place), jnp.ones(place.shape, bool), place.shape[0]
+    learnt = completions(examples) if sources else examples
+    rows = write_rows(learnt, place, start, placed, count, learnt.tokens.shape[1])
+    if sources:
+        room = examples.tokens.shape[1] if examples.rooms is None else examples.rooms[0]
+        source = write_sources(examples, place, start, jnp.ones_like(place), placed, count, room)
+        rows = dataclasses.replace(rows, source=source)
+    return rows
+
+
 def examples_of(prompts: Prompts, samples: Samples, keep: Float32[Array, 'S'], pad: int) -> Examples:
     """Each sample with its prompt before it, E = S examples of room X + P + C.
 
     Args:
-      prompts: Q prompts.
+      prompts: of Q questions.
       samples: their Q * N samples.
       keep: training weight of each sample; 0 leaves it out.
       pad: padding token.
     """
-    count = samples.tokens.shape[0] // prompts.tokens.shape[0]
     rows, prefix = samples.tokens.shape[0], prompts.prefix.shape[0]
-    prompt = jnp.repeat(prompts.tokens, count, axis=0, total_repeat_length=rows)
-    prompt_length = jnp.repeat(prompts.length, count, total_repeat_length=rows)
+    count, variants = rows // prompts.id.shape[0], prompts.tokens.shape[0] // prompts.id.shape[0]
+    question, sample = jnp.divmod(jnp.arange(rows), count)
+    mine = question * variants + sample % variants
+    prompt, prompt_length = prompts.tokens[mine], prompts.length[mine]
     length = samples.mask.sum(axis=-1, dtype=jnp.int32)
     room = prompt.shape[1] + samples.tokens.shape[1]
     place = jnp.arange(room) - prompt_length[:, None]

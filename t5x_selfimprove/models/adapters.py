@@ -103,7 +103,7 @@ def adapt(model: Any, low_rank: LowRank | None, key: jax.Array) -> Any:
             return Adapted(value, TARGETS[name], low_rank, next(keys))
         return layers.Frozen(value[...], axes=value.get_metadata()['axes'])
 
-    adapted = _changed(model, nnx.Param, change)
+    adapted = changed(model, nnx.Param, change)
     if not adapters_of(adapted):
         raise ValueError(f'the model has no weight named {", ".join(low_rank.targets)} to adapt')
     return adapted
@@ -148,10 +148,10 @@ def _plain(model: Any, weight: Callable[[Adapted], jax.Array]) -> Any:
         array = weight(value) if isinstance(value, Adapted) else value.get_value()  # which may be a shape alone
         return layers.parameter(array, *kept.get_metadata()['axes'])
 
-    return _changed(model, (Adapted, layers.Frozen), change)
+    return changed(model, (Adapted, layers.Frozen), change)
 
 
-def _changed(model: Any, kinds: Any, change: Callable[[str, Any], Any]) -> Any:
+def changed(model: Any, kinds: Any, change: Callable[[str, Any], Any]) -> Any:
     """A copy of the model, its arrays shared, in which attributes of some kinds are others."""
     model = jax.tree.map(lambda array: array, model)
     inside = [module for _, module in nnx.iter_modules(model) if not isinstance(module, Adapted)]

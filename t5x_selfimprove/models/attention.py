@@ -2,7 +2,7 @@
 
 In sampling the context of a token is a list of segments: the prefix that all prompts share, the question that N
 samples share, and the sample's own tokens. Queries that share a segment attend to it in one dense product; the
-parts are merged by their log-sum-exp, so shared keys and values are never repeated in memory.
+parts are merged by their log-sum-exp, so shared keys and values are never repeated in memory (`cache`).
 """
 
 from typing import Any
@@ -10,31 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+from jaxtyping import Array, Bool, Float, Float32
 
 from t5x_selfimprove.models import layers
+from t5x_selfimprove.models.cache import Seats, Segment
 from t5x_selfimprove.models.config import TransformerConfig
-from t5x_selfimprove.records import record
 
 MASKED = -1e30  # finite, so that a row in which everything is masked gives zeros instead of NaN
-
-
-@record
-class Segment:
-    """Keys and values of one stretch of context, of all layers.
-
-    Keys are stored with time last: the product with the queries then reads them in order (on a CPU this is 14 times
-    faster than time first). The leading L is absent inside a layer.
-    """
-
-    key: Float[Array, '*L B K h T']
-    value: Float[Array, '*L B K T h']
-    length: Int32[Array, '*B']  # entries that are valid; the rest is masked
-
-    @property
-    def rows(self) -> int:
-        """B, the number of contexts; queries are spread evenly over them."""
-        return self.value.shape[-4]
 
 
 class Attention(nnx.Module):
@@ -131,18 +113,18 @@ def attend_segment(
     segment: Segment,
     softcap: float = 0.0,
     allowed: Bool[Array, 'S T U'] | None = None,
-    bias: Float32[Array, '1 K G T U'] | None = None,
+    bias: Float32[Array, '#S K G T U'] | None = None,
 ) -> Part:
     """Attention of S rows of queries to a segment that S / B of them share, visible up to its length.
 
     The queries that share a context become the rows of one matrix product. Returns as `attend`.
 
     Args:
-      query: grouped queries.
+      query: grouped queries; those that share a context are neighbours.
       segment: the keys and values, of one layer.
       softcap: cap of the scores, 0 for none.
       allowed: what each query may see of what is valid; None: all of it.
-      bias: added to the scores, the same for all rows.
+      bias: added to the scores.
     """
     rows, kv_heads, groups, time, size = query.shape
     batch, room = segment.rows, segment.key.shape[-1]
@@ -156,8 +138,9 @@ def attend_segment(
         mine = jnp.broadcast_to(allowed.reshape(batch, share, 1, time, room), (batch, share, groups, time, room))
         visible = visible & mine.reshape(batch, 1, -1, room)
     if bias is not None:
-        own = jnp.broadcast_to(bias.reshape(kv_heads, 1, groups * time, room), (kv_heads, share, groups * time, room))
-        scores = scores + own.reshape(1, kv_heads, -1, room)
+        bias = jnp.broadcast_to(bias, (rows, kv_heads, groups, time, room))
+        own = jnp.moveaxis(bias.reshape(batch, share, kv_heads, groups * time, room), 1, 2)
+        scores = scores + own.reshape(batch, kv_heads, -1, room)
     weights, peak, total = _weigh(scores, visible)
     mixed = layers.product('bkqt,bkth->bkqh', weights, segment.value, query.dtype)
 
@@ -167,6 +150,24 @@ def attend_segment(
         return x.reshape(rows, kv_heads, groups, time, *rest)
 
     return by_row(mixed), by_row(peak), by_row(total)
+
+
+def attend_shared(
+    query: Float[Array, 'S K G T h'],
+    segment: Segment,
+    seats: Seats | None,
+    softcap: float = 0.0,
+    allowed: Bool[Array, 'S T U'] | None = None,
+    bias: Float32[Array, '#S K G T U'] | None = None,
+) -> Part:
+    """As `attend_segment`, of samples that sit elsewhere than their neighbours; None: they are in order."""
+    if seats is None or segment.rows == 1:
+        return attend_segment(query, segment, softcap, allowed, bias)
+    allowed = None if allowed is None else seats.seated(allowed)
+    bias = bias if bias is None or bias.shape[0] == 1 else seats.seated(bias)
+    part = attend_segment(seats.seated(query), segment, softcap, allowed, bias)
+    mixed, peak, total = (seats.risen(array) for array in part)
+    return mixed, peak, total
 
 
 def merge(parts: list[Part]) -> Float32[Array, 'B T H h']:
@@ -179,26 +180,3 @@ def merge(parts: list[Part]) -> Float32[Array, 'B T H h']:
     mixed = sum(part[0] * scale[..., None] for part, scale in zip(parts, scales, strict=True))
     rows, kv_heads, groups, time, size = mixed.shape
     return jnp.moveaxis(mixed / total[..., None], 3, 1).reshape(rows, time, kv_heads * groups, size)
-
-
-def starts(context: tuple[Segment, ...], rows: int) -> list[Int32[Array, '#rows']]:
-    """Position at which each segment of a context begins, and last the position after all of them, for each of `rows`
-    queries (or one number for all)."""
-    place = jnp.zeros(1, jnp.int32)
-    found = [place]
-    for segment in context:
-        length = jnp.reshape(segment.length, (-1,))
-        # The rows that share a segment are next to each other.
-        length = (
-            length if length.shape[0] == 1 else jnp.repeat(length, rows // length.shape[0], total_repeat_length=rows)
-        )
-        place = place + length
-        found.append(place)
-    return found
-
-
-def within(position: Int[Array, 'S T'], start: Int[Array, '#S'], room: int, window: int) -> Bool[Array, 'S T U']:
-    """Which entries of a segment that begins at `start` lie among the last `window` tokens of each query, itself
-    included."""
-    of_key = start[:, None] + jnp.arange(room)
-    return position[:, :, None] - of_key[:, None, :] < window

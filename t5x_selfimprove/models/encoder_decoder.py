@@ -10,7 +10,7 @@ model is:
     forward      packed rows of completions, and of the prompts that their encoder reads
     read_prefix  the text before all prompts, kept as it is: an encoder that sees both ways reads it with each prompt
     prefill      prompts: each is encoded once, the decoder reads its start token
-    extend       one more token of every sample
+    extend       one more token of every sample: hidden states
     log_probs, entropies, logits   from hidden states
 
 The N samples of a question share its keys and values of the cross attention, which are its encoded prompt, and those
@@ -22,14 +22,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from t5x_selfimprove.models import attention, layers, parameters, relative_position, scoring
-from t5x_selfimprove.models.attention import Segment
+from t5x_selfimprove.models import attention, cache, layers, parameters, relative_position, scoring
+from t5x_selfimprove.models.cache import Own, Seats, Segment
 from t5x_selfimprove.models.encoder_decoder_block import Block, bias_table
 from t5x_selfimprove.models.encoder_decoder_config import EncoderDecoderConfig
-from t5x_selfimprove.models.transformer import in_layers
 from t5x_selfimprove.partitioning import constrain
 from t5x_selfimprove.records import Sources, record
 
@@ -45,8 +45,8 @@ class Prefix:
 class Context:
     """What the samples of each question share: keys and values of all decoder layers."""
 
-    cross: Segment  # of the encoded prompt
-    start: Segment  # of the start token, one entry long
+    cross: Segment | tuple[Segment, ...]  # of the encoded prompt
+    start: Segment | tuple[Segment, ...]  # of the start token, one entry long
 
 
 class Stack(nnx.Module):
@@ -78,6 +78,7 @@ class EncoderDecoder(nnx.Module):
         self.encoder = Stack(config, False, encoder)
         self.decoder = Stack(config, True, decoder)
         self.head = None if config.tied else layers.parameter(layers.normal(head, shape, width), *axes)
+        self.output_matrix: Any = None  # [D, V], the output embedding in the form of models/decoding.py
 
     @property
     def output_embedding(self) -> jax.Array:
@@ -191,75 +192,85 @@ class EncoderDecoder(nnx.Module):
         inside = jnp.arange(tokens.shape[1]) < length[:, None]
         memory = self.encode(tokens, inside.astype(jnp.int32))
         start = self.embed(jnp.full((batch, 1), self.config.start_token, jnp.int32))
-        x, (key, value, cross_key, cross_value) = self._start(start, memory, inside[:, None])
-        one = jnp.ones(batch, jnp.int32)
-        context = Context(Segment(cross_key, cross_value, length), Segment(key, value, one))
-        return self.decoder.final_norm(x[:, 0]), context
+        return self._start(start, memory, inside[:, None], length)
 
     def _start(
-        self, x: Float[Array, 'B 1 D'], memory: Float[Array, 'B U D'], inside: Bool[Array, 'B 1 U']
-    ) -> tuple[Float[Array, 'B 1 D'], tuple[jax.Array, ...]]:
-        """The decoder over the start token, and the keys and values of all its layers as segments hold them."""
+        self,
+        x: Float[Array, 'B 1 D'],
+        memory: Float[Array, 'B U D'],
+        inside: Bool[Array, 'B 1 U'],
+        length: Int32[Array, 'B'],
+    ) -> tuple[Float[Array, 'B D'], Context]:
+        """The decoder over the start token, and the context of the tokens after it."""
 
-        def layer(x, block):
+        def layer(x, inputs):
+            block, *_ = inputs
             query, key, value = block.attention.own(x)
             alone = attention.attend(query, key, value, jnp.ones((x.shape[0], 1, 1), bool))  # whatever its bias
             x = block.attention.add(x, [alone])
             cross_key, cross_value = block.cross_attention.keys_values(memory)
             part = attention.attend(block.cross_attention.queries(x), cross_key, cross_value, inside)
             x = block.feed(block.cross_attention.add(x, [part]))
-            made = (jnp.moveaxis(key, 1, 3), jnp.moveaxis(value, 1, 2))
-            return x, (*made, jnp.moveaxis(cross_key, 1, 3), jnp.moveaxis(cross_value, 1, 2))
+            kept = (jnp.moveaxis(key, 1, 3), jnp.moveaxis(value, 1, 2))
+            return x, (kept, (jnp.moveaxis(cross_key, 1, 3), jnp.moveaxis(cross_value, 1, 2)))
 
-        return jax.lax.scan(layer, x, self.decoder.blocks, unroll=self.config.unroll)
+        config, blocks = self.config, self.decoder.blocks
+        numbers = np.arange(config.decoder_layers)
+        x, kept = cache.over_layers(layer, x, blocks, (), numbers, config.unroll)
+        own, cross = zip(*kept, strict=True) if isinstance(blocks, nnx.List) else kept
+        start = cache.segment_of(own, jnp.ones_like(length))
+        return self.decoder.final_norm(x[:, 0]), Context(cache.segment_of(cross, length), start)
 
-    def new_segment(self, rows: int, room: int) -> Segment:
-        """An empty segment for `rows` samples of up to `room` tokens, in the compute dtype."""
-        config = self.config
-        shape = (config.decoder_layers, rows, config.heads)
-        return Segment(
-            jnp.zeros((*shape, config.head_size, room), config.dtype),
-            jnp.zeros((*shape, room, config.head_size), config.dtype),
-            jnp.zeros((), jnp.int32),
-        )
+    def new_own(self, rows: int, room: int) -> Own:
+        """An empty ring for `rows` samples that read up to `room` tokens, in the compute dtype."""
+        config, stacked = self.config, not isinstance(self.decoder.blocks, nnx.List)
+        return cache.new_own(config.decoder_layers, (rows, config.heads, room, config.head_size), config.dtype, stacked)
 
-    def extend(self, tokens: Int[Array, 'S'], context: Context, own: Segment) -> tuple[Float32[Array, 'S V'], Segment]:
+    def extend(
+        self, tokens: Int[Array, 'S'], context: Context, own: Own, seats: Seats | None = None
+    ) -> tuple[Float[Array, 'S D'], Own]:
         """Reads one more token of every sample.
 
         Args:
           tokens: the token to read, number `own.length` of each sample.
           context: of `prefill`; S / B samples share each prompt.
           own: what the samples have read so far.
+          seats: which prompts the samples share; None: they are in the order of the prompts.
 
         Returns:
-          Logits of the token after, and the segment one longer (written in place inside a loop).
+          The hidden state that the token after is drawn from, and the ring with the token in it (written in place
+          inside a loop).
         """
-        config, index, room = self.config, own.length, own.key.shape[-1]
-        biases = self.decoder.biases(lambda table: relative_position.step_bias(table, index, room, config.furthest))
+        config, visible, ages, room = self.config, own.visible(), own.ages(), jnp.full((), own.room)
+        biases = self.decoder.biases(
+            lambda table: relative_position.step_bias(table, own.length, ages, config.furthest)
+        )
 
         def layer(carry, inputs):
             x, keys, values = carry
-            block, cross, start, number = inputs
+            block, (cross, start), number = inputs
+            to_start, to_own = biases(block)
             query, key, value = block.attention.own(x)
-            keys = jax.lax.dynamic_update_slice(keys, jnp.moveaxis(key, 1, 3)[None], (number, 0, 0, 0, index))
-            values = jax.lax.dynamic_update_slice(values, jnp.moveaxis(value, 1, 2)[None], (number, 0, 0, index, 0))
-            mine = Segment(keys[number], values[number], index + 1)
+            keys, mine_key = cache.write(keys, jnp.moveaxis(key, 1, 3), number, 3, own.column)
+            values, mine_value = cache.write(values, jnp.moveaxis(value, 1, 2), number, 2, own.column)
+            mine = Segment(mine_key, mine_value, room)
             parts = [
-                attention.attend_segment(query, segment, bias=bias)
-                for segment, bias in zip((start, mine), biases(block), strict=True)
+                attention.attend_shared(query, start, seats, bias=to_start),
+                attention.attend_segment(query, mine, allowed=visible, bias=to_own),
             ]
             x = block.attention.add(x, parts)
-            part = attention.attend_segment(block.cross_attention.queries(x), cross)
+            part = attention.attend_shared(block.cross_attention.queries(x), cross, seats)
             return (block.feed(block.cross_attention.add(x, [part])), keys, values), None
 
-        count = config.decoder_layers
         carry = (self.embed(tokens[:, None]), own.key, own.value)
-        inputs = (self.decoder.blocks, *in_layers((context.cross, context.start), count), jnp.arange(count))
-        (x, keys, values), _ = jax.lax.scan(layer, carry, inputs, unroll=config.unroll)
-        return self.logits(self.decoder.final_norm(x[:, 0])), Segment(keys, values, index + 1)
+        numbers, shared = np.arange(config.decoder_layers), (context.cross, context.start)
+        (x, keys, values), _ = cache.over_layers(layer, carry, self.decoder.blocks, shared, numbers, config.unroll)
+        return self.decoder.final_norm(x[:, 0]), own.after(keys, values)
 
     def logits(self, hidden: Float[Array, '*rows D']) -> Float32[Array, '*rows V']:
         """Unnormalised scores of every token."""
+        if self.output_matrix is not None:
+            return self._finish(layers.linear('...d,dv->...v', hidden, self.output_matrix, hidden.dtype))
         return self._finish(layers.product('...d,vd->...v', hidden, self.output_embedding, hidden.dtype))
 
     def log_probs(self, hidden: Float[Array, '*rows D'], targets: Int[Array, '*rows']) -> Float32[Array, '*rows']:

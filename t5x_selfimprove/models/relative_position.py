@@ -51,13 +51,21 @@ def bias(
 
 
 def step_bias(
-    table: Float[Array, 'buckets H'], index: Int[Array, ''], room: int, furthest: int
-) -> tuple[Float32[Array, '1 H 1 1 1'], Float32[Array, '1 H 1 1 {room}']]:
-    """The bias from token `index` of a sample to the start token before all of them, and to each of the `room`
-    tokens."""
-    place = jnp.arange(-1, room) - index
-    found = _of(table, np.arange(-room, 1), jnp.minimum(place, 0), furthest, False)[None, :, None, None]
-    return found[..., :1], found[..., 1:]
+    table: Float[Array, 'buckets H'], read: Int[Array, 'S'], ages: Int[Array, 'U'], furthest: int
+) -> tuple[Float32[Array, 'S H 1 1 1'], Float32[Array, '1 H 1 1 U']]:
+    """The bias from the next token of each sample to the start token before all of them, and to the samples' tokens.
+
+    Args:
+      table: the numbers.
+      read: tokens that each sample has read before this one, the start token not counted; -1 is of a sample that has
+        read nothing.
+      ages: steps since each of the U columns of the samples' ring was written.
+      furthest: as in `buckets`.
+    """
+    near = np.arange(-ages.shape[0], 1)
+    start = _of(table, near, jnp.maximum(-1 - read, near[0]), furthest, False)
+    own = _of(table, near, -ages, furthest, False)
+    return start.T[:, :, None, None, None], own[None, :, None, None]
 
 
 def _of(table: jax.Array, near: np.ndarray, place: jax.Array, furthest: int, bidirectional: bool) -> jax.Array:

@@ -5,7 +5,7 @@ A model is a pytree of parameters (Flax NNX). It offers pure functions and has n
     forward      whole rows, packed or padded: hidden states for learning and scoring
     read_prefix  the text before all prompts, as the context of `prefill`
     prefill      prompts: the hidden state after each, and the context of `extend`
-    extend       one more token of every sample: logits, and the samples' segment written in place
+    extend       one more token of every sample: hidden states, and the samples' keys and values written in place
     log_probs, entropies, logits   from hidden states
 """
 
@@ -13,17 +13,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Int32
 
 from t5x_selfimprove import partitioning
-from t5x_selfimprove.models import attention, kernels, layers, parameters, scoring
-from t5x_selfimprove.models.attention import Segment
+from t5x_selfimprove.models import attention, cache, kernels, layers, parameters, scoring
 from t5x_selfimprove.models.block import Block
+from t5x_selfimprove.models.cache import Context, Own, Seats, Segment
 from t5x_selfimprove.models.config import TransformerConfig
 from t5x_selfimprove.partitioning import constrain
-
-Context = tuple[Segment, ...]
 
 
 class Transformer(nnx.Module):
@@ -41,6 +40,7 @@ class Transformer(nnx.Module):
         self.final_norm = layers.NORMS[config.norm](config.width, config.norm_epsilon, config.norm_offset)
         own = layers.normal(head, (vocabulary_size, config.width), config.width)
         self.head = None if config.tied else layers.parameter(own, 'vocabulary', 'model')
+        self.output_matrix: Any = None  # [D, V], the output embedding in the form of models/decoding.py
 
     @property
     def output_embedding(self) -> jax.Array:
@@ -125,14 +125,14 @@ class Transformer(nnx.Module):
         """
         batch, time = tokens.shape
         config, steps = self.config, jnp.arange(time)
-        places = attention.starts(context, batch)
+        places = cache.starts(context, batch)
         position = jnp.broadcast_to(steps + places[-1][:, None], (batch, time))
         apart = jnp.broadcast_to(steps[:, None] - steps[None, :], (batch, time, time))
         masks = (apart >= 0, (apart >= 0) & (apart < config.sliding_window))
         turns = self._turns(position)
 
         def layer(x, inputs):
-            block, sliding, past = inputs
+            block, past, sliding = inputs
             query, key, value = block.project(x, self._of_kind(sliding, *turns))
             parts = [self._attend_rows(query, key, value, None, sliding, masks, alone=not context)]
             parts += [
@@ -142,59 +142,62 @@ class Transformer(nnx.Module):
             x, _ = block.finish(x, attention.merge(parts))
             return x, (jnp.moveaxis(key, 1, 3), jnp.moveaxis(value, 1, 2))
 
-        inputs = (self.blocks, jnp.array(config.sliding), in_layers(context, config.layers))
-        x, (key, value) = jax.lax.scan(layer, self.embed(tokens), inputs, unroll=config.unroll)
+        start = self.embed(tokens)
+        x, kept = cache.over_layers(layer, start, self.blocks, context, jnp.array(config.sliding), config.unroll)
         last = jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
-        return self.final_norm(last), (*context, Segment(key, value, length))
+        return self.final_norm(last), (*context, cache.segment_of(kept, length))
 
-    def new_segment(self, rows: int, room: int) -> Segment:
-        """An empty segment for `rows` samples of up to `room` tokens, in the compute dtype."""
-        config = self.config
-        shape = (config.layers, rows, config.kv_heads)
-        return Segment(
-            jnp.zeros((*shape, config.head_size, room), config.dtype),
-            jnp.zeros((*shape, room, config.head_size), config.dtype),
-            jnp.zeros((), jnp.int32),
-        )
+    def new_own(self, rows: int, room: int) -> Own:
+        """An empty ring for `rows` samples that read up to `room` tokens, in the compute dtype."""
+        config, stacked = self.config, not isinstance(self.blocks, nnx.List)
+        return cache.new_own(config.layers, (rows, config.kv_heads, room, config.head_size), config.dtype, stacked)
 
-    def extend(self, tokens: Int[Array, 'S'], context: Context, own: Segment) -> tuple[Float32[Array, 'S V'], Segment]:
+    def extend(
+        self, tokens: Int[Array, 'S'], context: Context, own: Own, seats: Seats | None = None
+    ) -> tuple[Float[Array, 'S D'], Own]:
         """Reads one more token of every sample.
 
         Args:
           tokens: the token to read, number `own.length` of each sample.
           context: the segments before the samples' own tokens; each is shared by S / B samples.
           own: what the samples have read so far.
+          seats: which segments each sample reads; None: the samples are in the order of the contexts.
 
         Returns:
-          Logits of the token after, and the segment one longer (written in place inside a loop).
+          The hidden state that the token after is drawn from, and the ring with the token in it (written in place
+          inside a loop).
         """
-        rows, index = tokens.shape[0], own.length
-        places = attention.starts(context, rows)
-        position = jnp.broadcast_to(places[-1] + index, (rows,))[:, None]
-        turns = self._turns(position)
+        places = cache.starts(context, tokens.shape[0], seats)
+        position = (places[-1] + own.length)[:, None]
+        turns, visible, ages = self._turns(position), own.visible(), own.ages()
+        near = visible & (ages < self.config.sliding_window)
+        room = jnp.full((), own.room)
 
         def layer(carry, inputs):
             x, keys, values = carry
-            block, sliding, past, number = inputs
+            block, past, (sliding, number) = inputs
             query, key, value = block.project(x, self._of_kind(sliding, *turns))
-            keys = jax.lax.dynamic_update_slice(keys, jnp.moveaxis(key, 1, 3)[None], (number, 0, 0, 0, index))
-            values = jax.lax.dynamic_update_slice(values, jnp.moveaxis(value, 1, 2)[None], (number, 0, 0, index, 0))
-            mine = Segment(keys[number], values[number], index + 1)
+            keys, mine_key = cache.write(keys, jnp.moveaxis(key, 1, 3), number, 3, own.column)
+            values, mine_value = cache.write(values, jnp.moveaxis(value, 1, 2), number, 2, own.column)
             parts = [
-                self._attend_segment(query, segment, sliding, position, place)
-                for segment, place in zip((*past, mine), places, strict=True)
+                self._attend_segment(query, segment, sliding, position, place, seats)
+                for segment, place in zip(past, places, strict=False)
             ]
+            mine = Segment(mine_key, mine_value, room)
+            allowed = self._of_kind(sliding, visible, near)
+            parts.append(attention.attend_segment(query, mine, self.config.attention_softcap, allowed))
             x, _ = block.finish(x, attention.merge(parts))
             return (x, keys, values), None
 
-        count = self.config.layers
-        inputs = (self.blocks, jnp.array(self.config.sliding), in_layers(context, count), jnp.arange(count))
+        inputs = (jnp.array(self.config.sliding), np.arange(self.config.layers))
         start = (self.embed(tokens[:, None]), own.key, own.value)
-        (x, keys, values), _ = jax.lax.scan(layer, start, inputs, unroll=self.config.unroll)
-        return self.logits(self.final_norm(x[:, 0])), Segment(keys, values, index + 1)
+        (x, keys, values), _ = cache.over_layers(layer, start, self.blocks, context, inputs, self.config.unroll)
+        return self.final_norm(x[:, 0]), own.after(keys, values)
 
     def logits(self, hidden: Float[Array, '*rows D']) -> Float32[Array, '*rows V']:
         """Unnormalised scores of every token."""
+        if self.output_matrix is not None:
+            return self._finish(layers.linear('...d,dv->...v', hidden, self.output_matrix, hidden.dtype))
         return self._finish(layers.product('...d,vd->...v', hidden, self.output_embedding, hidden.dtype))
 
     def log_probs(self, hidden: Float[Array, '*rows D'], targets: Int[Array, '*rows']) -> Float32[Array, '*rows']:
@@ -254,19 +257,17 @@ class Transformer(nnx.Module):
         return jax.lax.cond(sliding, lambda: attend(config.sliding_window), lambda: attend(0))
 
     def _attend_segment(
-        self, query: jax.Array, segment: Segment, sliding: jax.Array, position: jax.Array, start: jax.Array
+        self,
+        query: jax.Array,
+        segment: Segment,
+        sliding: jax.Array,
+        position: jax.Array,
+        start: jax.Array,
+        seats: Seats | None = None,
     ) -> attention.Part:
         """Attention to a segment that begins at position `start`, as far back as the layer sees."""
         allowed = None
         if any(self.config.sliding):
-            near = attention.within(position, start, segment.key.shape[-1], self.config.sliding_window)
+            near = cache.within(position, start, segment.key.shape[-1], self.config.sliding_window)
             allowed = self._of_kind(sliding, jnp.ones_like(near), near)
-        return attention.attend_segment(query, segment, self.config.attention_softcap, allowed)
-
-
-def in_layers(context: Context, count: int) -> Context:
-    """The context as inputs of a scan over layers: lengths repeated, so that all leaves lead with L."""
-    return tuple(
-        Segment(segment.key, segment.value, jnp.broadcast_to(segment.length, (count, *segment.length.shape)))
-        for segment in context
-    )
+        return attention.attend_shared(query, segment, seats, self.config.attention_softcap, allowed)

@@ -1,20 +1,29 @@
-"""The sampler: each question is read once, its N samples share what was computed, one while_loop draws them."""
+"""The sampler: the prefix is read once, each question once; their N paths share it, and one loop draws them all."""
 
 import dataclasses
-from typing import Protocol
+import itertools
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int, Int32, UInt32
+from jaxtyping import Array, Float, Float32, Int32, UInt32
 
+from t5x_selfimprove import partitioning
+from t5x_selfimprove.models import decoding
+from t5x_selfimprove.models.cache import by_part
 from t5x_selfimprove.partitioning import constrain
-from t5x_selfimprove.records import Prompts, Samples, record
-from t5x_selfimprove.sampling.transforms import Transform, draw
+from t5x_selfimprove.records import Prompts, Samples
+from t5x_selfimprove.sampling import slots, stops
+from t5x_selfimprove.sampling.adaptive import Adaptive
+from t5x_selfimprove.sampling.slots import Loop, Plan, Slots
+from t5x_selfimprove.sampling.transforms import Drawn, Transform, draw, likeliest
 from t5x_selfimprove.vocabulary import Vocabulary
+
+TAIL, LONG = (0.75, 0.5, 0.25, 0.125), 128  # of slots, and the tokens of a path from which on it is the default
 
 
 class LanguageModel(Protocol):
-    """What the sampler asks of a model. Hidden states, contexts and segments are the model's own affair."""
+    """What the sampler asks of a model. Hidden states, contexts and rings are the model's own affair."""
 
     def read_prefix(self, tokens):
         """The context made of text [X] that all prompts begin with."""
@@ -23,40 +32,25 @@ class LanguageModel(Protocol):
         """(hidden [B, D], context): reads prompts after a shared context; the state that the first token is drawn
         from, and the context of the tokens to come."""
 
-    def new_segment(self, rows, room):
-        """An empty cache for the samples' own tokens."""
+    def new_own(self, rows, room):
+        """An empty ring for the tokens of `rows` samples, with the face of `models.cache.Own`."""
 
-    def extend(self, tokens, context, own):
-        """(logits [S, V], segment): reads one more token of every sample."""
+    def extend(self, tokens, context, own, seats=None):
+        """(hidden [S, D], own): reads one more token of every sample."""
 
     def logits(self, hidden):
         """Logits from hidden states."""
 
 
-@record
-class SamplingState:
-    """What the loop carries.
-
-    index          v
-    tokens    7 + 4 _ _ _      drawn so far, padding after
-    mask      1 1 1 0 0 0
-    alive     still drawing (False once end-of-text was drawn)
-    """
-
-    index: Int32[Array, '']  # column to draw next
-    tokens: Int32[Array, 'S C']
-    log_probs: Float32[Array, 'S C']
-    mask: Bool[Array, 'S C']
-    alive: Bool[Array, 'S']
-    own: object  # the samples' own segment of the cache
-
-
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Draws N completions of every prompt from a model that stays as it is.
+    """Draws N paths of every question from a model that stays as it is.
 
     Every draw's key is folded from (key, question id, sample number, position): a question gets the same paths in
-    whatever batch, order or mesh it is asked.
+    whatever batch, order, slot or mesh it is asked.
+
+    A path ends with one of the vocabulary's ends of text, which is its last token; with one of the texts in `stop`,
+    which are found across tokens and cut off, but for a token that begins before the text; or at `max_tokens`, cut off.
 
     Raises:
       ValueError: a field out of range.
@@ -67,78 +61,261 @@ class Sampler:
     max_tokens: int = 32  # C, end-of-text included
     temperature: float = 1.0  # 0 = greedy
     transforms: tuple[Transform, ...] = ()  # applied in order after the temperature
+    min_tokens: int = 0  # before which no end of text is drawn; texts in `stop` end a path all the same
+    stop: tuple[str, ...] = ()
+    slots: int | None = None  # paths drawn at the same time; None: as many as fit, see `cache_share`
+    cache_share: float = 0.25  # of the memory of the devices that the keys and values of all slots may take by default
+    period: int = 16  # steps between refills of the slots
+    tail: tuple[float, ...] | None = None  # shares of the slots that the last paths move to; None: TAIL on CPUs if LONG
+    adaptive: Adaptive | None = None  # no more paths than a vote needs
+    weights: str = 'as trained'  # or 'int8' (models/decoding.py)
 
     def __post_init__(self):
         if self.samples < 1 or self.max_tokens < 1:
             raise ValueError(f'samples and max_tokens must be at least 1; they are {self.samples}, {self.max_tokens}')
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             raise ValueError(f'temperature must be 0 (greedy) or positive; it is {self.temperature}')
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise ValueError(f'min_tokens = {self.min_tokens} must lie in 0 .. max_tokens = {self.max_tokens}')
+        if (self.slots is not None and self.slots < 1) or self.period < 1:
+            raise ValueError(f'slots and period must be at least 1; they are {self.slots}, {self.period}')
+        if not 0 < self.cache_share < 1:
+            raise ValueError(f'cache_share must lie between 0 and 1; it is {self.cache_share}')
+        if any(not 0 < after < before for before, after in itertools.pairwise((1.0, *(self.tail or ())))):
+            raise ValueError(f'tail must be falling shares between 1 and 0; it is {self.tail}')
+        if '' in self.stop:
+            raise ValueError('stop holds an empty text, which would end every path before it begins; leave it out')
+        bad = [token for token in self.ends if not 0 <= token < self.vocabulary.size]
+        if bad:
+            raise ValueError(f'ends of text {bad} are outside this vocabulary of {self.vocabulary.size} tokens')
+        decoding.check_weights(self.weights)
 
-    def __call__(self, model: LanguageModel, prompts: Prompts, key: jax.Array) -> Samples:
-        """Samples Q * N completions, question-major.
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end a path."""
+        return tuple(self.vocabulary.eos_ids)
+
+    def __call__(
+        self,
+        model: LanguageModel,
+        prompts: Prompts,
+        key: jax.Array,
+        prefix: Any = None,
+        limit: Int32[Array, 'S'] | None = None,
+    ) -> Samples:
+        """Samples Q * N paths, question-major.
 
         Args:
-          model: the frozen model.
-          prompts: Q prompts.
+          model: the frozen model, as `models.decoding.for_sampling` makes it.
+          prompts: Q questions.
           key: the round's key.
+          prefix: what `read_prefix` returns for these prompts, where it has been read already.
+          limit: most tokens of each path; None: `max_tokens`.
         """
-        questions, count = prompts.tokens.shape[0], self.samples
-        keys = sample_keys(key, prompts.id, count)
-        shared = (model.read_prefix(prompts.prefix),) if prompts.prefix.shape[0] else ()
-        hidden, context = model.prefill(prompts.tokens, prompts.length, *shared)
-        logits = jnp.repeat(model.logits(hidden), count, axis=0, total_repeat_length=questions * count)
+        prefix = self.read_prefix(model, prompts) if prefix is None else prefix
+        hidden, context = model.prefill(prompts.tokens, prompts.length, *prefix)
+        plan = self.plan(model, prompts)
+        own = model.new_own(plan.parts * plan.sizes[0], self.max_tokens)
+        loop = constrain_rows(slots.start(plan, self.max_tokens, self.vocabulary.pad_id, own))
+        most = jnp.full(prompts.id.shape[0] * self.samples, self.max_tokens) if limit is None else limit
+        drawing = _Drawing(self, plan, model, context, hidden, sample_keys(key, prompts.id, self.samples), most)
+        loop = drawing.all_paths(loop)
+        samples = constrain(self.finished(loop), 'batch')
+        return dataclasses.replace(samples, slot_steps=loop.slots.room)
 
-        def step(state: SamplingState) -> SamplingState:
-            previous = jax.lax.dynamic_index_in_dim(state.tokens, state.index - 1, axis=1, keepdims=False)
-            logits, own = model.extend(previous, context, state.own)
-            return self.write(dataclasses.replace(state, own=own), logits, keys)
+    def read_prefix(self, model: LanguageModel, prompts: Prompts) -> tuple[Any, ...]:
+        """What `__call__` takes as `prefix`: the context of the text before all prompts, once for many batches."""
+        return (model.read_prefix(prompts.prefix),) if prompts.prefix.shape[0] else ()
 
-        def unfinished(state: SamplingState) -> Bool[Array, '']:
-            return (state.index < self.max_tokens) & state.alive.any()
+    def plan(self, model: LanguageModel, prompts: Prompts) -> Plan:
+        """How the paths of a batch are shared out to slots.
 
-        state = self.write(self.start(questions * count, model), logits, keys)
-        state = jax.lax.while_loop(unfinished, step, state)
-        return constrain(Samples(state.tokens, state.mask, state.log_probs, ~state.alive), 'batch')
+        Raises:
+          ValueError: the questions of a batch do not divide by the parts it is split into, or there are fewer slots
+            than parts.
+        """
+        mesh = jax.sharding.get_abstract_mesh()
+        parts = 1 if mesh.empty else partitioning.batch_parts(mesh)
+        questions, variants = prompts.id.shape[0], prompts.tokens.shape[0] // prompts.id.shape[0]
+        if questions % parts:
+            raise ValueError(
+                f'{questions} questions at a time cannot be split into {parts} equal parts over the mesh '
+                f'{dict(mesh.shape)}; ask a multiple of {parts}, or choose a mesh with fewer parts'
+            )
+        paths = questions // parts * self.samples
+        if self.slots is None:
+            room = int(self.cache_share * partitioning.memory_bytes())
+            size = slots.slots_that_fit(paths, decoding.bytes_of_own(model, self.max_tokens), room)
+        else:
+            size = min(paths, self.slots // parts)
+            if not size:
+                raise ValueError(f'slots = {self.slots} are fewer than the {parts} parts that a batch is split into')
+        # Each size is a loop of its own to compile, which long paths pay back; accelerators are as fast half empty.
+        pays = partitioning.platform() == 'cpu' and self.max_tokens >= LONG
+        sizes = slots.sizes_of(size, (TAIL if pays else ()) if self.tail is None else self.tail)
+        return Plan(parts, questions // parts, self.samples, variants, sizes, self.period)
 
-    def start(self, rows: int, model: LanguageModel) -> SamplingState:
-        """The state before anything is drawn."""
-        shape = (rows, self.max_tokens)
-        return SamplingState(
-            index=jnp.zeros((), jnp.int32),
-            tokens=jnp.full(shape, self.vocabulary.pad_id, jnp.int32),
-            log_probs=jnp.zeros(shape, jnp.float32),
-            mask=jnp.zeros(shape, bool),
-            alive=jnp.ones(rows, bool),
-            own=constrain_segment(model.new_segment(rows, self.max_tokens)),
+    def finished(self, loop: Loop) -> Samples:
+        """The paths as samples, question-major."""
+        paths = loop.paths
+        mask = jnp.arange(self.max_tokens) < paths.count[:, None]
+        if self.stop:
+            mask = stops.kept(self.vocabulary, self.stop, paths.tokens, mask)
+        inside = lambda array, filling: jnp.where(mask, array, filling)  # noqa: E731
+        return Samples(
+            tokens=inside(paths.tokens, self.vocabulary.pad_id),
+            mask=mask,
+            log_probs=inside(paths.log_probs, 0.0),
+            ended=paths.ended,
+            proposal_log_probs=inside(paths.proposal_log_probs, 0.0),
+            drawn=paths.count > 0,
         )
 
-    def choose(self, logits: Float32[Array, 'S V'], keys: jax.Array, index: Int[Array, '']) -> Int32[Array, 'S']:
-        """The next token of every sample. Rows of an embedding beyond the vocabulary stand for no token: they keep
-        their share of the distribution, in `log_probs` here as in learning, and are never drawn."""
-        if logits.shape[-1] > self.vocabulary.size:
-            logits = jnp.where(jnp.arange(logits.shape[-1]) < self.vocabulary.size, logits, -jnp.inf)
-        if self.temperature == 0:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        tempered = logits / self.temperature
+    def choose(
+        self, logits: Float32[Array, 'S V'], drawn: Drawn, keys: jax.Array
+    ) -> tuple[Int32[Array, 'S'], Float32[Array, 'S'], Float32[Array, 'S']]:
+        """The next token of every sample.
+
+        Rows of an embedding beyond the vocabulary stand for no token: they keep their share of the distribution, in
+        `log_probs` here as in learning, and are never drawn.
+
+        Returns:
+          The tokens, their log-probabilities in the model's distribution, and in the one they were drawn from.
+        """
+        size, able = self.vocabulary.size, logits
+        if logits.shape[-1] > size:
+            able = jnp.where(jnp.arange(logits.shape[-1]) < size, able, -jnp.inf)
+        if self.min_tokens:
+            ends = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(self.ends, jnp.int32))
+            able = jnp.where(ends & (drawn.count < self.min_tokens)[:, None], -jnp.inf, able)
+        if self.temperature:
+            able = able / self.temperature
         for transform in self.transforms:
-            tempered = transform(tempered)
-        here = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-        return draw(tempered, jax.vmap(jax.random.uniform)(here))
+            able = transform(able, drawn)
+        at = lambda array, token: jnp.take_along_axis(array, token[:, None], axis=-1)[:, 0]  # noqa: E731
+        if self.temperature == 0:
+            token = likeliest(able)
+            proposal = jnp.zeros(token.shape, jnp.float32)
+        else:
+            here = jax.vmap(jax.random.fold_in)(keys, drawn.count)
+            token, total = draw(able, jax.vmap(jax.random.uniform)(here))
+            proposal = at(able, token) - total
+            if able is logits:
+                return token, proposal, proposal
+        return token, at(logits, token) - jax.nn.logsumexp(logits, axis=-1), proposal
 
-    def write(self, state: SamplingState, logits: Float32[Array, 'S V'], keys: jax.Array) -> SamplingState:
-        """Draws a token for every sample that is alive, and writes it."""
-        logits = constrain(logits, 'batch')
-        token = jnp.where(state.alive, self.choose(logits, keys, state.index), self.vocabulary.pad_id)
-        chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-        log_prob = jnp.where(state.alive, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
-        return dataclasses.replace(
-            state,
-            index=state.index + 1,
-            tokens=state.tokens.at[:, state.index].set(token),
-            log_probs=state.log_probs.at[:, state.index].set(log_prob),
-            mask=state.mask.at[:, state.index].set(state.alive),
-            alive=state.alive & (token != self.vocabulary.eos_id),
+
+@dataclasses.dataclass(frozen=True)
+class _Drawing:
+    """The loop over steps, and what it reads: everything that stays as it is while paths are drawn."""
+
+    sampler: Sampler
+    plan: Plan
+    model: LanguageModel
+    context: Any
+    hidden: Float[Array, 'B D']  # that the first token of each prompt's paths is drawn from
+    keys: jax.Array  # of each path, [Q * N]
+    limit: Int32[Array, 'S']  # most tokens of each path
+
+    def all_paths(self, loop: Loop) -> Loop:
+        """Draws every path: a first token in each slot, then steps, with refills, in ever fewer slots."""
+        plan, pad = self.plan, self.sampler.vocabulary.pad_id
+        loop = self.draw(loop, self.first_hidden(loop))
+        for number, size in enumerate(plan.sizes):
+            if number:
+                loop = slots.shrink(plan, loop, size)
+            enough = plan.sizes[number + 1] if number + 1 < len(plan.sizes) else 0
+            if number == 0 and (plan.refills or self.sampler.adaptive is not None):
+                loop = self.with_refills(loop, enough)
+            else:
+                loop = self.steps(loop, lambda loop, enough=enough: slots.left(plan, loop) > enough)
+            loop = slots.flush(plan, loop, pad)
+        return loop
+
+    def steps(self, loop: Loop, go_on: Any) -> Loop:
+        """Steps while `go_on(loop)`."""
+
+        def step(loop: Loop) -> Loop:
+            before = loop.slots
+            hidden, own = self.model.extend(before.token, self.context, before.own, loop.seats)
+            loop = dataclasses.replace(loop, slots=dataclasses.replace(before, own=own))
+            if self.plan.refills:  # a new path has read nothing; its first token is its prompt's
+                fresh = (before.count == 0)[:, None]
+                hidden = jnp.where(fresh, self.first_hidden(loop), hidden)
+            return self.draw(loop, hidden)
+
+        return jax.lax.while_loop(go_on, step, loop)
+
+    def with_refills(self, loop: Loop, enough: int) -> Loop:
+        """Steps with refills, until no path waits and at most `enough` are left in each part."""
+        plan, pad = self.plan, self.sampler.vocabulary.pad_id
+
+        def unfinished(loop: Loop) -> jax.Array:
+            return loop.waiting.any() | (slots.left(plan, loop) > enough)
+
+        def period(loop: Loop) -> Loop:
+            end = loop.slots.step + plan.period
+            often = loop.waiting.any() | (self.sampler.adaptive is not None)
+
+            def go_on(loop: Loop) -> jax.Array:
+                left = slots.left(plan, loop)
+                return jnp.where(often, (loop.slots.step < end) & (left > 0), left > enough)
+
+            loop = slots.flush(plan, self.steps(loop, go_on), pad)
+            if self.sampler.adaptive is not None:
+                loop = self.sampler.adaptive(plan, loop)
+            return slots.refill(plan, loop, pad)
+
+        return jax.lax.while_loop(unfinished, period, loop)
+
+    def first_hidden(self, loop: Loop) -> Float[Array, 'S D']:
+        """The hidden states that the first tokens of the slots' paths are drawn from."""
+        if loop.seats is None:
+            rows = loop.slots.path.shape[0]
+            return jnp.repeat(self.hidden, rows // self.hidden.shape[0], axis=0, total_repeat_length=rows)
+        return by_part(self.hidden, loop.seats.seat // self.plan.lanes)
+
+    def draw(self, loop: Loop, hidden: Float[Array, 'S D']) -> Loop:
+        """Draws a token in every slot that is alive, and writes it."""
+        sampler, plan, before = self.sampler, self.plan, loop.slots
+        room, pad = before.tokens.shape[1], sampler.vocabulary.pad_id
+        logits = constrain(self.model.logits(hidden), 'batch')
+        age = (before.step - 1 - jnp.arange(room)) % room
+        keys, limit = self.keys, self.limit
+        if loop.seats is not None:
+            path = jnp.minimum(before.path, plan.paths - 1).reshape(plan.parts, -1)
+            keys, limit = by_part(keys, path), by_part(limit, path)
+        token, log_prob, proposal = sampler.choose(logits, Drawn(before.tokens, age, before.count), keys)
+        token = jnp.where(before.alive, token, pad)
+        column = before.step % room
+
+        def write(ring: jax.Array, entry: jax.Array) -> jax.Array:
+            # What a path that has ended left in this column is still to be written out.
+            old = jax.lax.dynamic_index_in_dim(ring, column, axis=1, keepdims=False)
+            return jax.lax.dynamic_update_index_in_dim(ring, jnp.where(before.alive, entry, old), column, axis=1)
+
+        ends = jnp.isin(token, jnp.array(sampler.ends, jnp.int32)) & before.alive
+        stop = before.stop
+        if sampler.stop:
+            stop, stopped = stops.read(sampler.vocabulary, sampler.stop, stop, token)
+            ends |= stopped & before.alive
+        count = before.count + before.alive
+        after = Slots(
+            step=before.step + 1,
+            room=before.room + before.path.shape[0],
+            path=before.path,
+            first=before.first,
+            count=count,
+            token=token,
+            alive=before.alive & ~ends & (count < limit),
+            ended=before.ended | ends,
+            stop=stop,
+            tokens=write(before.tokens, token),
+            log_probs=write(before.log_probs, log_prob),
+            proposal_log_probs=write(before.proposal_log_probs, proposal),
+            own=before.own,
         )
+        return dataclasses.replace(loop, slots=after)
 
 
 def sample_keys(key: jax.Array, ids: UInt32[Array, 'Q 2'], samples: int) -> jax.Array:
@@ -151,7 +328,9 @@ def sample_keys(key: jax.Array, ids: UInt32[Array, 'Q 2'], samples: int) -> jax.
     return jax.vmap(of_question)(ids).reshape(-1)
 
 
-def constrain_segment(segment: object) -> object:
-    """Splits the samples' own segment [L, S, ...] over the batch axes."""
-    split = lambda array: constrain(array, None, 'batch') if array.ndim > 1 else array  # noqa: E731
-    return jax.tree.map(split, segment)
+def constrain_rows(loop: Loop) -> Loop:
+    """Splits what the loop carries over the batch axes."""
+    own = loop.slots.own
+    split = lambda tree: jax.tree.map(lambda array: constrain(array, 'batch') if array.ndim else array, tree)  # noqa: E731
+    plain = split(dataclasses.replace(loop, slots=dataclasses.replace(loop.slots, own=None)))
+    return dataclasses.replace(plain, slots=dataclasses.replace(plain.slots, own=own.map(split)))

@@ -3,9 +3,11 @@
 text.py    Template: text with {question} in it
 chat.py    ChatTemplate: the same as a message in the chat format of a checkpoint
 jinja.py   ... rendered as its makers do
+variants.py  Variants: several prompts, dealt out to the samples of a question
 """
 
 from t5x_selfimprove.templates.chat import ChatTemplate
 from t5x_selfimprove.templates.text import SLOT, Template, concatenate
+from t5x_selfimprove.templates.variants import Variants
 
-__all__ = ['SLOT', 'ChatTemplate', 'Template', 'concatenate']
+__all__ = ['SLOT', 'ChatTemplate', 'Template', 'Variants', 'concatenate']

@@ -12,7 +12,7 @@ from t5x_selfimprove.models.config import EXECUTION_FIELDS
 from t5x_selfimprove.models.encoder_decoder import Prefix
 from t5x_selfimprove.models.encoder_decoder_config import EncoderDecoderConfig
 from t5x_selfimprove.records import Sources
-from tests.models.tiny import VOCABULARY, close, draw_tokens, largest_difference, whole
+from tests.models.tiny import VOCABULARY, close, draw_tokens, extended, largest_difference, whole
 from tests.models.tiny_t5 import CONFIG, forward_logits, model, pair_logits, sources
 
 PREFIX, LENGTHS, SHARED, STEPS = 3, (6, 2, 1), 2, 5  # of the decoding tests
@@ -34,12 +34,12 @@ def test_extending_step_by_step_equals_forward(fields, prefix):
         shared = (tiny.read_prefix(before),) if prefix else ()
         assert all(isinstance(each, Prefix) for each in shared)
         hidden, context = tiny.prefill(tokens, length, *shared)
-        own = tiny.new_segment(samples, STEPS + 2)  # more room than is used
-        own, logits = jax.lax.scan(lambda own, tokens: tiny.extend(tokens, context, own)[::-1], own, drawn.T)
+        own = tiny.new_own(samples, STEPS + 2)  # more room than is used
+        own, logits = jax.lax.scan(lambda own, tokens: extended(tiny, own, tokens, context), own, drawn.T)
         return tiny.logits(hidden), jnp.moveaxis(logits, 0, 1), context, own.length
 
     first, logits, context, read = roll(tiny)
-    assert int(read) == STEPS and context.cross.rows == context.start.rows == len(LENGTHS)
+    assert read.tolist() == [STEPS] * samples and context.cross.rows == context.start.rows == len(LENGTHS)
     for sample in range(samples):
         question = sample // SHARED
         prompt = [*before.tolist(), *tokens[question, : LENGTHS[question]].tolist()]
@@ -179,7 +179,7 @@ def test_bfloat16_follows_float32():
     inputs, source = whole(draw_tokens(2, 8)), sources(draw_tokens(2, 9, seed=1))
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow)} == {jnp.dtype('float32')}
     hidden = jax.eval_shape(lambda: narrow.forward(*inputs, source=source))
-    assert hidden.dtype == narrow.new_segment(1, 1).key.dtype == jnp.bfloat16
+    assert hidden.dtype == narrow.new_own(1, 1).key.dtype == jnp.bfloat16
     assert jax.eval_shape(narrow.logits, hidden).dtype == jnp.float32
     gap = np.abs(forward_logits(wide, *inputs, source) - forward_logits(narrow, *inputs, source))
     assert 1e-4 < gap.max() < 0.15 and gap.mean() < 0.03  # 8 bits of mantissa; logits are of order one

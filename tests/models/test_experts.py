@@ -14,7 +14,7 @@ from t5x_selfimprove.models import experts, layers, parameters
 from t5x_selfimprove.models.config import Experts
 from t5x_selfimprove.models.experts import MixtureOfExperts, one_by_one, sorted_by_expert
 from t5x_selfimprove.partitioning import LEARNING, Axes, MeshShape
-from tests.models.tiny import close, draw_tokens, largest_difference, model, whole
+from tests.models.tiny import close, draw_tokens, extended, largest_difference, model, whole
 
 WIDTH, HIDDEN = 6, 10
 WAYS = {'cpu': one_by_one, 'tpu': sorted_by_expert}
@@ -157,7 +157,7 @@ def scores_and_gradients(tiny):
 def one_more_token(tiny):
     prompts, lengths = draw_tokens(3, 4), jnp.array([4, 2, 3], jnp.int32)
     context = tiny.prefill(prompts, lengths)[1]
-    return tiny.extend(draw_tokens(6, seed=2), context, tiny.new_segment(6, 2))
+    return extended(tiny, tiny.new_own(6, 2), draw_tokens(6, seed=2), context)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from t5x_selfimprove.models import attention, layers
-from t5x_selfimprove.models.attention import Segment
+from t5x_selfimprove.models.cache import Segment
 from t5x_selfimprove.models.config import Rope
 from tests.models.tiny import close
 

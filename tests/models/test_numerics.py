@@ -10,7 +10,7 @@ import pytest
 
 from t5x_selfimprove.models import layers
 from t5x_selfimprove.models.config import Experts, Rope
-from tests.models.tiny import CONFIG, close, draw_tokens, forward_logits, model, row_logits, whole
+from tests.models.tiny import CONFIG, close, draw_tokens, extended, forward_logits, model, row_logits, whole
 
 # bfloat16 keeps 8 bits: 0.4 % a rounding. Over the layers the relative error of the logits stays within this.
 BFLOAT16_ERROR = 0.03
@@ -96,8 +96,8 @@ def test_windows_shorter_than_the_context(pattern):
     @jax.jit
     def read(tiny):
         hidden, context = tiny.prefill(prompts, jnp.array(lengths, jnp.int32), tiny.read_prefix(prefix))
-        first, own = tiny.extend(more[:, 0], context, tiny.new_segment(2, 3))
-        return tiny.logits(hidden), first, tiny.extend(more[:, 1], context, own)[0]
+        own, first = extended(tiny, tiny.new_own(2, 3), more[:, 0], context)
+        return tiny.logits(hidden), first, extended(tiny, own, more[:, 1], context)[1]
 
     got = read(tiny)
     for row, length in enumerate(lengths):

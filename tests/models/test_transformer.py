@@ -14,6 +14,7 @@ from tests.models.tiny import (
     VOCABULARY,
     close,
     draw_tokens,
+    extended,
     forward_logits,
     largest_difference,
     model,
@@ -61,12 +62,12 @@ def test_extending_step_by_step_equals_forward(parts, fields):
 
     @jax.jit
     def roll(tiny, context):
-        own = tiny.new_segment(samples, STEPS + 2)  # more room than is used
-        own, logits = jax.lax.scan(lambda own, tokens: tiny.extend(tokens, context, own)[::-1], own, drawn.T)
+        own = tiny.new_own(samples, STEPS + 2)  # more room than is used
+        own, logits = jax.lax.scan(lambda own, tokens: extended(tiny, own, tokens, context), own, drawn.T)
         return jnp.moveaxis(logits, 0, 1), own.length
 
     logits, length = roll(tiny, context)
-    assert int(length) == STEPS
+    assert length.tolist() == [STEPS] * samples
     for sample in range(samples):
         row = np.concatenate([before[sample // SHARED], drawn[sample]])
         close(logits[sample], row_logits(tiny, row)[-STEPS:])
@@ -232,7 +233,7 @@ def test_bfloat16_follows_float32():
     wide, narrow = model(), model(dtype='bfloat16')
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow)} == {jnp.dtype('float32')}
     hidden = narrow.forward(*whole(tokens))
-    assert hidden.dtype == narrow.new_segment(1, 1).key.dtype == narrow.new_segment(1, 1).value.dtype == jnp.bfloat16
+    assert hidden.dtype == narrow.new_own(1, 1).key.dtype == narrow.new_own(1, 1).value.dtype == jnp.bfloat16
     assert narrow.logits(hidden).dtype == narrow.log_probs(hidden, tokens).dtype == jnp.float32
     # 8 bits of mantissa; logits are of order one.
     gap = np.abs(forward_logits(wide, *whole(tokens)) - forward_logits(narrow, *whole(tokens)))
@@ -241,10 +242,10 @@ def test_bfloat16_follows_float32():
 
 def test_bfloat16_extends_as_it_reads():
     tiny, tokens = model(dtype='bfloat16'), draw_tokens(2, 5)
-    own, seen = tiny.new_segment(2, 5), []
-    extend = jax.jit(type(tiny).extend)
+    own, seen = tiny.new_own(2, 5), []
+    extend = jax.jit(extended)
     for step in range(5):
-        logits, own = extend(tiny, tokens[:, step], (), own)
+        own, logits = extend(tiny, own, tokens[:, step])
         seen.append(logits)
     close(jnp.stack(seen, 1), forward_logits(tiny, *whole(tokens)), 0.1)
 

@@ -72,6 +72,12 @@ def largest_difference(left: object, right: object) -> float:
     return max(float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()) for a, b in pairs)
 
 
+def extended(tiny, own, tokens, context=()):
+    """One more token of every sample: the ring after it, and the logits of the token after; as a scan wants it."""
+    hidden, own = tiny.extend(tokens, context, own)
+    return own, tiny.logits(hidden)
+
+
 def host_calls(compiled: jax.stages.Compiled) -> list[str]:
     """The instructions of a compiled program by which it would talk to the host while it runs."""
     text = compiled.as_text()

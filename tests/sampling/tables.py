@@ -1,7 +1,5 @@
 """Stand-ins for a language model whose distributions are known, and questions to put to them."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,9 +21,15 @@ class Place:
 
 @record
 class Own:
-    """How many tokens a sample has read."""
+    """How many tokens each sample has read."""
 
     length: jax.Array
+
+    def restarted(self, fresh):
+        return Own(jnp.where(fresh, -1, self.length))
+
+    def map(self, change):
+        return Own(change(self.length))
 
 
 @record
@@ -44,13 +48,14 @@ class Table:
         last = jnp.take_along_axis(tokens, (length - 1)[:, None], axis=1)[:, 0]
         return self.table[tokens[:, 0], 0, last], Place(tokens[:, 0])
 
-    def new_segment(self, rows, room):
-        return Own(jnp.zeros((), jnp.int32))
+    def new_own(self, rows, room):
+        return Own(jnp.zeros(rows, jnp.int32))
 
-    def extend(self, tokens, context, own):
-        first = context.first
-        first = jnp.repeat(first, tokens.shape[0] // first.shape[0], total_repeat_length=tokens.shape[0])
-        return self.table[first, own.length + 1, tokens], dataclasses.replace(own, length=own.length + 1)
+    def extend(self, tokens, context, own, seats=None):
+        rows = tokens.shape[0] if seats is None else seats.occupant.size
+        first = jnp.repeat(context.first, rows // context.first.shape[0], total_repeat_length=rows)
+        first = first if seats is None else seats.risen(first)
+        return self.table[first, own.length + 1, tokens], Own(own.length + 1)
 
     def logits(self, hidden):
         return hidden

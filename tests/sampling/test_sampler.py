@@ -14,7 +14,7 @@ import scipy.stats
 from t5x_selfimprove.learning.lessons import examples_of, write_rows
 from t5x_selfimprove.records import check
 from t5x_selfimprove.sampling.sampler import Sampler, sample_keys
-from t5x_selfimprove.sampling.transforms import TopK, TopP
+from t5x_selfimprove.sampling.transforms import MinP, NoRepeatedNgram, RepetitionPenalty, TopK, TopP
 from tests.consolidation.batches import Spelled
 from tests.models.tiny import VOCABULARY, close, draw_tokens, host_calls, model, row_logits
 from tests.sampling.tables import EOS, LETTERS, SIZE, Table, certain, constant, prompts_of
@@ -37,17 +37,25 @@ def sample(sampler, tiny, prompts, seed=0):
 # What is drawn.
 
 TABLE = Table(1.5 * jnp.asarray(np.random.default_rng(0).normal(size=(SIZE, 3, SIZE, SIZE)), jnp.float32))
-STEPS, DRAWS, FIRST, LAST = 3, 60_000, 2, 3  # FIRST and LAST: the tokens of the prompt
+STEPS, DRAWS, FIRST, LAST = 3, 200_000, 2, 3  # FIRST and LAST: the tokens of the prompt
 
 
-def changed(logits, temperature=1.0, top_k=SIZE, top_p=1.0):
-    """The distribution that tokens are drawn from, by the definitions."""
-    logits = logits / temperature
+def changed(logits, read=(), temperature=1.0, top_k=SIZE, top_p=1.0, min_p=0.0, penalty=1.0, ngram=9, least=0):
+    """The distribution that tokens are drawn from after `read`, by the definitions."""
+    logits = np.where((np.arange(SIZE) == EOS) & (len(read) < least), -np.inf, logits) / temperature
     logits = np.where(logits >= np.sort(logits)[-top_k], logits, -np.inf)
     probability = np.exp(logits) / np.exp(logits).sum()
     order = np.argsort(-probability)
     count = 1 + np.flatnonzero(np.cumsum(probability[order]) >= min(top_p, 1 - 1e-9))[0]
     probability[order[count:]] = 0
+    probability[probability < min_p * probability.max()] = 0
+    if penalty != 1:
+        again = np.isin(np.arange(SIZE), read)
+        probability = np.exp(np.where(again, np.where(logits > 0, logits / penalty, logits * penalty), logits))
+    grams = {read[n : n + ngram] for n in range(len(read) - ngram + 1)}
+    for token in range(SIZE):
+        if len(read) >= ngram - 1 and (*read[len(read) - ngram + 1 :], token) in grams:
+            probability[token] = 0
     return probability / probability.sum()
 
 
@@ -57,7 +65,7 @@ def enumerated(**changes):
     for tokens in itertools.product(range(SIZE), repeat=STEPS):
         kept = tokens[: tokens.index(EOS) + 1] if EOS in tokens else tokens
         steps = zip((LAST, *kept), kept, strict=False)
-        chances = [changed(table[FIRST, n, last], **changes)[token] for n, (last, token) in enumerate(steps)]
+        chances = [changed(table[FIRST, n, last], kept[:n], **changes)[token] for n, (last, token) in enumerate(steps)]
         probability = np.prod(chances)
         if probability > 0:
             found[kept] = probability
@@ -65,14 +73,16 @@ def enumerated(**changes):
     return found
 
 
-def p_value(sampler, expected):
+def p_value(samples, expected):
     """Of a chi-square test of DRAWS completions; completions expected less than ten times are counted together."""
-    samples = sample(sampler, TABLE, prompts_of([[FIRST, LAST]] * (DRAWS // sampler.samples)))
-    drawn = [tuple(row[mask].tolist()) for row, mask in zip(samples.tokens, samples.mask, strict=True)]
-    counts = collections.Counter(drawn)
-    if not set(counts) <= set(expected):
+    place = (SIZE + 1) ** np.arange(STEPS)
+    counts = np.bincount(((samples.tokens + 1) * samples.mask) @ place)
+    assert counts.sum() == DRAWS
+    numbers = [int((np.array(tokens) + 1) @ place[: len(tokens)]) for tokens in expected]
+    if counts[np.setdiff1d(np.arange(len(counts)), numbers)].any():
         return 0.0
-    pairs = np.array([(counts[tokens], DRAWS * probability) for tokens, probability in expected.items()])
+    counts = np.append(counts, np.zeros((SIZE + 1) ** STEPS, int))[numbers]
+    pairs = np.stack([counts, DRAWS * np.array(list(expected.values()))], axis=1)
     rare = pairs[:, 1] < 10
     if rare.any():
         pairs = np.concatenate([pairs[~rare], pairs[rare].sum(axis=0, keepdims=True)])
@@ -85,6 +95,10 @@ CHANGES = {
     'hot': ({'temperature': 2.0}, {'temperature': 2.0}),
     'top k': ({'transforms': (TopK(2),)}, {'top_k': 2}),
     'top p': ({'transforms': (TopP(0.7),)}, {'top_p': 0.7}),
+    'min p': ({'transforms': (MinP(0.3),)}, {'min_p': 0.3}),
+    'penalty': ({'transforms': (RepetitionPenalty(1.7),)}, {'penalty': 1.7}),
+    'no pair twice': ({'transforms': (NoRepeatedNgram(2),)}, {'ngram': 2}),
+    'two at least': ({'min_tokens': 2}, {'least': 2}),
     'all': (
         {'temperature': 0.7, 'transforms': (TopK(4), TopP(0.9))},
         {'temperature': 0.7, 'top_k': 4, 'top_p': 0.9},
@@ -95,10 +109,26 @@ CHANGES = {
 @pytest.mark.parametrize('name', CHANGES)
 def test_draws_have_the_distribution_of_the_model(name):
     fields, changes = CHANGES[name]
-    sampler = Sampler(LETTERS, samples=600, max_tokens=STEPS, **fields)
-    assert p_value(sampler, enumerated(**changes)) > 1e-3
+    # Half of them wait for a slot, so that paths begin at other steps and in other columns.
+    sampler = Sampler(LETTERS, samples=2000, max_tokens=STEPS, slots=100_000, period=2, tail=(), **fields)
+    samples = sample(sampler, TABLE, prompts_of([[FIRST, LAST]] * (DRAWS // sampler.samples)))
+    assert p_value(samples, enumerated(**changes)) > 1e-3
     other = {'temperature': 1.05 * changes.get('temperature', 1.0)}
-    assert p_value(sampler, enumerated(**{**changes, **other})) < 1e-4  # the test sees five per cent of temperature
+    assert p_value(samples, enumerated(**{**changes, **other})) < 1e-4  # the test sees five per cent of temperature
+
+
+def test_log_probabilities_of_the_distribution_that_was_drawn_from():
+    fields, changes = CHANGES['all']
+    got = sample(Sampler(LETTERS, samples=50, max_tokens=STEPS, min_tokens=1, **fields), TABLE, prompts_of([[2, 3]]))
+    table = np.asarray(TABLE.table, np.float64)
+    for tokens, mask, found in zip(got.tokens, got.mask, got.proposal_log_probs, strict=True):
+        read = tuple(tokens[mask].tolist())
+        for step, (last, token) in enumerate(zip((LAST, *read), read, strict=False)):
+            wanted = changed(table[FIRST, step, last], read[:step], least=1, **changes)[token]
+            np.testing.assert_allclose(found[step], np.log(wanted), atol=1e-5)
+    assert (got.proposal_log_probs[~got.mask] == 0).all() and (got.proposal_log_probs > got.log_probs).any()
+    greedy = sample(Sampler(LETTERS, 2, STEPS, temperature=0.0), TABLE, prompts_of([[2, 3]]))
+    assert (greedy.proposal_log_probs == 0).all() and (greedy.log_probs[greedy.mask] < 0).all()
 
 
 def test_greedy_takes_the_likeliest_token_of_every_step():
@@ -122,6 +152,7 @@ def test_arrays_of_a_sample_that_ends():
     got = sample(Sampler(LETTERS, samples=2, max_tokens=5), certain([2, 4, EOS, 3, 3]), prompts_of([[2]]))
     assert got.tokens.tolist() == [[2, 4, EOS, 0, 0]] * 2
     assert got.mask.tolist() == [[True, True, True, False, False]] * 2
+    assert got.drawn.all() and got.slot_steps == 6
     assert got.log_probs.tolist() == [[0.0] * 5] * 2
     assert got.ended.tolist() == [True, True]
 
@@ -212,9 +243,9 @@ def test_a_question_gets_the_same_paths_in_any_batch():
 
 def test_question_sample_position_and_key_all_count():
     ids = [[7, 1], [7, 2], [8, 1]]
-    uniform = constant([[0.0] * SIZE] * 12)
+    uniform = constant([[0.0] * SIZE] * 13)
     prompts = dataclasses.replace(prompts_of([[2]] * 3), id=jnp.array(ids, jnp.uint32))
-    sampler = Sampler(Spelled((b'', b'\0', b'a', b'b', b'c'), eos_id=99), samples=4, max_tokens=12)
+    sampler = Sampler(LETTERS, samples=4, max_tokens=12, min_tokens=12)
     got = sample(sampler, uniform, prompts).tokens
     assert len({tuple(row) for row in got.tolist()}) == 12  # the same prompt, other ids and sample numbers
     assert max(collections.Counter(row).most_common(1)[0][1] for row in got.tolist()) < 12  # positions differ
@@ -246,7 +277,20 @@ def test_the_loop_stops_when_all_have_ended():
 
 @pytest.mark.parametrize(
     ('fields', 'said'),
-    [({'samples': 0}, 'at least 1; they are 0, 4'), ({'max_tokens': 0}, '2, 0'), ({'temperature': -1.0}, '-1.0')],
+    [
+        ({'samples': 0}, 'at least 1; they are 0, 4'),
+        ({'max_tokens': 0}, '2, 0'),
+        ({'temperature': -1.0}, 'positive; it is -1.0'),
+        ({'temperature': float('nan')}, 'positive; it is nan'),
+        ({'min_tokens': 5}, r'min_tokens = 5 must lie in 0 .. max_tokens = 4'),
+        ({'slots': 0}, 'at least 1; they are 0, 16'),
+        ({'period': 0}, 'at least 1; they are None, 0'),
+        ({'tail': (0.5, 0.5)}, 'falling shares'),
+        ({'cache_share': 0.0}, 'between 0 and 1; it is 0.0'),
+        ({'stop': ('',)}, 'an empty text'),
+        ({'weights': 'int3'}, "'int8'; it is 'int3'"),
+        ({'vocabulary': Spelled((b'', b'a'), eos_id=9)}, r'ends of text \[9\] are outside this vocabulary of 2 tokens'),
+    ],
 )
 def test_settings_out_of_range_are_refused(fields, said):
     with pytest.raises(ValueError, match=said):

@@ -158,10 +158,10 @@ def our_greedy(model: Transformer, ids: jax.Array, length: jax.Array, steps: int
 
     def step(carry, _):
         token, own = carry
-        logits, own = model.extend(token, context, own)
-        return (jnp.argmax(logits, axis=-1).astype(jnp.int32), own), token
+        hidden, own = model.extend(token, context, own)
+        return (jnp.argmax(model.logits(hidden), axis=-1).astype(jnp.int32), own), token
 
-    start = (first, model.new_segment(ids.shape[0], steps))
+    start = (first, model.new_own(ids.shape[0], steps))
     return jax.lax.scan(step, start, None, length=steps)[1].T
 
 

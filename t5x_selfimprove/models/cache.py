@@ -1,0 +1,216 @@
+"""What is kept of the text that was read, while samples are drawn.
+
+    Segment   keys and values that are read: of the prefix, of the questions
+    Own       keys and values that are written: a ring of columns, one of which all samples write at each step
+    Seats     which sample reads which question, where samples come and go
+
+Layers are stacked and scanned, or each is by itself and they follow one another in the program (`over_layers`).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Int32
+
+from t5x_selfimprove.records import record
+
+
+@record
+class Segment:
+    """Keys and values of one stretch of context: of all layers, or of one where the leading L is absent.
+
+    Keys are stored with time last: the product with the queries then reads them in order (on a CPU this is 14 times
+    faster than time first).
+    """
+
+    key: Float[Array, '*L B K h T']
+    value: Float[Array, '*L B K T h']
+    length: Int32[Array, '*B']  # entries that are valid; the rest is masked
+
+    @property
+    def rows(self) -> int:
+        """B, the number of contexts; queries are spread evenly over them."""
+        return self.value.shape[-4]
+
+
+@record
+class Own:
+    """Keys and values of what the samples have drawn: a ring of U columns, as many as a sample may read.
+
+    All samples write the same column at the same step, whatever the number of tokens that each of them has read, so
+    that a step is one write in place. A sample sees the columns written last, as many as it has read tokens:
+
+        column     0   1   2   3         column = 2: written next; the ages of the columns are 1 0 3 2
+        sample 0   e   f   c   d         length = 4
+        sample 1   a   b   .   .         length = 2: it began when column 0 was written
+
+    Either all layers are stacked (one array, [L, ...]), or there is an array for each.
+    """
+
+    key: Any  # Float[Array, 'L S K h U'], or a tuple of L arrays
+    value: Any  # Float[Array, 'L S K U h'], or a tuple of L arrays
+    length: Int32[Array, 'S']  # tokens read by each sample; -1: the next one read is not its own and is not kept
+    column: Int32[Array, '']
+
+    @property
+    def room(self) -> int:
+        """U, the number of columns."""
+        return jax.tree.leaves(self.value)[0].shape[-2]
+
+    def ages(self) -> Int32[Array, 'U']:
+        """Steps since each column was written, at the step that writes `column`."""
+        return (self.column - jnp.arange(self.room)) % self.room
+
+    def visible(self) -> Bool[Array, 'S 1 U']:
+        """What each sample sees at that step, itself included."""
+        return (self.ages() <= self.length[:, None])[:, None]
+
+    def after(self, key: Any, value: Any) -> 'Own':
+        """The ring after that step."""
+        return Own(key, value, self.length + 1, (self.column + 1) % self.room)
+
+    def restarted(self, fresh: Bool[Array, 'S']) -> 'Own':
+        """The ring in which some samples are new ones. What they read next is left over from those before them."""
+        return dataclasses.replace(self, length=jnp.where(fresh, -1, self.length))
+
+    def map(self, change: Callable[[jax.Array], jax.Array]) -> 'Own':
+        """The ring in which arrays that lead with the samples, S or L S, are changed along that axis."""
+        stacked = not isinstance(self.key, tuple)
+        over = jax.vmap(change) if stacked else change
+        arrays = jax.tree.map(over, (self.key, self.value))
+        return Own(*arrays, change(self.length), self.column)
+
+
+def new_own(layers: int, shape: tuple[int, int, int, int], dtype: Any, stacked: bool) -> Own:
+    """An empty ring for samples of [S, K, U, h]."""
+    rows, heads, room, size = shape
+    key, value = (rows, heads, size, room), (rows, heads, room, size)
+    make = lambda shape: jnp.zeros((layers, *shape), dtype) if stacked else (jnp.zeros(shape, dtype),) * layers  # noqa: E731
+    return Own(make(key), make(value), jnp.zeros(rows, jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def write(arrays: Any, entry: jax.Array, layer: Any, axis: int, column: jax.Array) -> tuple[Any, jax.Array]:
+    """Writes a column of a layer of the ring.
+
+    Args:
+      arrays: of all layers: stacked, or a tuple.
+      entry: the column, in an array as a layer's but for its size of 1 along `axis`.
+      layer: number of the layer.
+      axis: of the columns in a layer's array.
+      column: to be written.
+
+    Returns:
+      The arrays of all layers, and that of the layer.
+    """
+    if isinstance(arrays, tuple):
+        mine = jax.lax.dynamic_update_slice_in_dim(arrays[layer], entry.astype(arrays[layer].dtype), column, axis)
+        return (*arrays[:layer], mine, *arrays[layer + 1 :]), mine
+    place: list[Any] = [layer] + [0] * entry.ndim
+    place[axis + 1] = column
+    arrays = jax.lax.dynamic_update_slice(arrays, entry[None].astype(arrays.dtype), place)
+    return arrays, arrays[layer]
+
+
+@record
+class Seats:
+    """Where samples that come and go sit while they read the segment of their question.
+
+    Each of the B contexts has room for M samples. Dense products are made over all B M seats, so that the samples of a
+    context are neighbours whatever the order of the samples. The samples are in D parts that share no context, one for
+    each part of a batch that is split over devices.
+
+        contexts        0     0     1     1          samples   0  1  2
+        occupant        2     .     0     1          seat      2  3  0
+    """
+
+    seat: Int32[Array, 'D s']  # of each sample; D s = S
+    occupant: Int32[Array, 'D m']  # of each seat, whatever where there is none; D m = B M
+
+    def seated(self, x: jax.Array) -> jax.Array:
+        """[S, ...] as [B M, ...]."""
+        return by_part(x, self.occupant)
+
+    def risen(self, x: jax.Array) -> jax.Array:
+        """[B M, ...] as [S, ...]."""
+        return by_part(x, self.seat)
+
+
+def by_part(x: jax.Array, index: Int[Array, 'D n']) -> jax.Array:
+    """x[index] in each of the D parts that the leading axis of `x` is made of."""
+    parts = x.reshape(index.shape[0], -1, *x.shape[1:])
+    taken = parts[0][index[0]][None] if index.shape[0] == 1 else jax.vmap(lambda part, mine: part[mine])(parts, index)
+    return taken.reshape(-1, *x.shape[1:])
+
+
+Context = tuple[Segment | tuple[Segment, ...], ...]  # stretches of context; each stacked, or a segment a layer
+
+
+def starts(context: Context, rows: int, seats: Seats | None = None) -> list[Int32[Array, '#rows']]:
+    """Position at which each segment of a context begins, and last the position after all of them, for each of `rows`
+    queries (or one number for all)."""
+    place = jnp.zeros(1, jnp.int32)
+    found = [place]
+    for stretch in context:
+        segment = stretch[0] if isinstance(stretch, tuple) else stretch
+        length = jnp.reshape(segment.length, (-1,))
+        if length.shape[0] > 1:
+            # The rows that share a segment are next to each other.
+            sitting = rows if seats is None else seats.occupant.size
+            length = jnp.repeat(length, sitting // length.shape[0], total_repeat_length=sitting)
+            length = length if seats is None else seats.risen(length)
+        place = place + length
+        found.append(place)
+    return found
+
+
+def within(position: Int[Array, 'S T'], start: Int[Array, '#S'], room: int, window: int) -> Bool[Array, 'S T U']:
+    """Which entries of a segment that begins at `start` lie among the last `window` tokens of each query, itself
+    included."""
+    of_key = start[:, None] + jnp.arange(room)
+    return position[:, :, None] - of_key[:, None, :] < window
+
+
+def over_layers(
+    layer: Callable[[Any, Any], tuple[Any, Any]], carry: Any, blocks: Any, context: Context, inputs: Any, unroll: int
+) -> tuple[Any, Any]:
+    """The layers one after the other: `jax.lax.scan` where they are stacked, else straight on.
+
+    Args:
+      layer: (carry, (block, the layer's segments of the context, its part of the inputs)) to (carry, what it leaves).
+      carry: what goes from layer to layer.
+      blocks: stacked, or an `nnx.List`.
+      context: stretches, in the same form as the blocks.
+      inputs: arrays that lead with L.
+      unroll: layers per iteration of the scan.
+
+    Returns:
+      The last carry, and what the layers leave: stacked, or a tuple of one each.
+    """
+    if not isinstance(blocks, nnx.List):
+        count = jax.tree.leaves(inputs)[0].shape[0]
+        return jax.lax.scan(layer, carry, (blocks, _in_layers(context, count), inputs), unroll=unroll)
+    left = []
+    for number, block in enumerate(blocks):
+        here = tuple(stretch[number] for stretch in context)
+        carry, leaves = layer(carry, (block, here, jax.tree.map(lambda array, number=number: array[number], inputs)))
+        left.append(leaves)
+    return carry, tuple(left)
+
+
+def _in_layers(context: Context, count: int) -> Context:
+    """The context as inputs of a scan over layers: lengths repeated, so that all leaves lead with L."""
+    return tuple(
+        Segment(segment.key, segment.value, jnp.broadcast_to(segment.length, (count, *segment.length.shape)))
+        for segment in context
+    )
+
+
+def segment_of(kept: Any, length: Int32[Array, 'B']) -> Any:
+    """A stretch of context from the keys and values that `over_layers` leaves."""
+    if isinstance(kept, tuple) and isinstance(kept[0], tuple):
+        return tuple(Segment(key, value, length) for key, value in kept)
+    return Segment(*kept, length)

@@ -1,0 +1,132 @@
+"""The ring that samples write, the seats from which they read, and the form of a model that is sampled from."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5x_selfimprove.models import cache, decoding
+from t5x_selfimprove.models.adapters import LowRank
+from t5x_selfimprove.models.cache import Seats
+from t5x_selfimprove.models.config import Rope
+from tests.models import tiny_t5
+from tests.models.tiny import close, draw_tokens, largest_difference, model, row_logits
+
+LENGTHS = (4, 2)
+SLIDING = {'sliding_window': 3, 'attention_pattern': ('sliding', 'full'), 'local_rope': Rope(theta=7.0)}
+
+
+def seats_of(prompt_of, lanes):
+    """Seats of samples that read the given prompts, in the order in which they come."""
+    seat = [int(prompt) * lanes + int((prompt_of[:n] == prompt).sum()) for n, prompt in enumerate(prompt_of)]
+    occupant = [seat.index(place) if place in seat else 0 for place in range(len(LENGTHS) * lanes)]
+    return Seats(jnp.array([seat], jnp.int32), jnp.array([occupant], jnp.int32))
+
+
+def paths_that_come_and_go(tiny, before, one_logits, prompt_of, seats):
+    """Steps of three slots in a ring of four columns: slot 1 begins anew at step 3, slot 2 at step 2 and step 5."""
+    prompts, lengths = draw_tokens(2, max(LENGTHS), seed=2), jnp.array(LENGTHS, jnp.int32)
+    begins = {3: [1], 2: [2], 5: [2]}
+    drawn = np.asarray(draw_tokens(7, 3, seed=3))
+
+    @jax.jit
+    def prefill(tiny):
+        shared = (tiny.read_prefix(before),) if len(before) else ()
+        return tiny.prefill(prompts, lengths, *shared)[1]
+
+    @jax.jit
+    def extend(tiny, tokens, context, own):
+        hidden, own = tiny.extend(tokens, context, own, seats)
+        return tiny.logits(hidden), own
+
+    context, own, read = prefill(tiny), tiny.new_own(3, 4), [[], [], []]
+    for step in range(7):
+        fresh = np.isin(np.arange(3), begins.get(step, []))
+        own = own.restarted(jnp.array(fresh))
+        logits, own = extend(tiny, drawn[step], context, own)
+        for slot in range(3):
+            read[slot] = [] if fresh[slot] else [*read[slot][-3:], drawn[step, slot]]
+            if len(read[slot]) and own.length[slot] <= 4:
+                prompt = [*before, *prompts[prompt_of[slot], : LENGTHS[prompt_of[slot]]]]
+                close(logits[slot], one_logits(tiny, prompt, read[slot]))
+
+
+@pytest.mark.parametrize('fields', [{}, SLIDING], ids=['full', 'sliding'])
+def test_samples_that_come_and_go_read_what_is_theirs(fields):
+    prompt_of = np.array([1, 0, 1])
+    last = lambda tiny, prompt, read: row_logits(tiny, np.array([*prompt, *read]))[-1]  # noqa: E731
+    paths_that_come_and_go(model(**fields), draw_tokens(3, seed=1), last, prompt_of, seats_of(prompt_of, 2))
+
+
+def test_seats_of_two_parts():
+    seats = Seats(jnp.array([[2, 0], [1, 3]]), jnp.array([[1, 0, 0, 0], [0, 0, 0, 1]]))
+    samples = jnp.arange(12.0).reshape(4, 3)
+    seated = seats.seated(samples).reshape(2, 4, 3)
+    np.testing.assert_array_equal(seated[0, jnp.array([2, 0])], samples[:2])
+    np.testing.assert_array_equal(seated[1, jnp.array([1, 3])], samples[2:])
+    np.testing.assert_array_equal(seats.risen(seated.reshape(8, 3)), samples)
+
+
+def test_samples_of_an_encoder_decoder_that_come_and_go():
+    prompt_of = np.array([1, 0, 1])
+    last = lambda tiny, prompt, read: tiny_t5.pair_logits(tiny, [int(t) for t in prompt], [int(t) for t in read])[-1]  # noqa: E731
+    paths_that_come_and_go(tiny_t5.model(), (), last, prompt_of, seats_of(prompt_of, 2))
+
+
+def test_columns_are_as_old_as_the_steps_since_they_were_written():
+    own = dataclasses.replace(cache.new_own(1, (2, 1, 4, 1), 'float32', True), length=jnp.array([4, 2]), column=2)
+    assert own.ages().tolist() == [2, 1, 0, 3]
+    assert own.visible()[:, 0].tolist() == [[True] * 4, [True, True, True, False]]
+    assert own.restarted(jnp.array([True, False])).length.tolist() == [-1, 2]
+
+
+# The form that is sampled from.
+
+
+def one_step(tiny):
+    prompts, lengths = draw_tokens(2, max(LENGTHS), seed=2), jnp.array(LENGTHS, jnp.int32)
+    hidden, context = tiny.prefill(prompts, lengths, tiny.read_prefix(draw_tokens(3, seed=1)))
+    after, own = tiny.extend(draw_tokens(6, seed=3), context, tiny.new_own(6, 2))
+    return tiny.logits(hidden), tiny.logits(after), own.length
+
+
+MODELS = {
+    'transformer': model(**SLIDING),
+    'untied, bfloat16': model(tied=False, dtype='bfloat16'),
+    't5': tiny_t5.model(),
+    'adapters apart': model(low_rank=LowRank(2, merge=False)),
+}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_layers_apart_equal_stacked_layers(name):
+    tiny = MODELS[name]
+    apart = jax.jit(lambda tiny: one_step(decoding.for_sampling(tiny)))(tiny)
+    stacked = jax.jit(one_step)(tiny)
+    assert largest_difference(apart, stacked) < (0.05 if 'bfloat16' in name else 1e-5)
+    assert 'output_matrix' not in str(jax.tree_util.tree_flatten_with_path(tiny)[0])  # the model itself is as it was
+
+
+@pytest.mark.parametrize('name', ['transformer', 't5'])
+def test_int8_weights_are_near_and_not_the_same(name):
+    tiny = MODELS[name]
+    plain, rounded = (
+        jax.jit(lambda tiny, weights=weights: one_step(decoding.for_sampling(tiny, weights)))(tiny)
+        for weights in decoding.WEIGHTS
+    )
+    scale = float(jnp.abs(plain[1]).max())
+    assert 1e-4 * scale < largest_difference(plain, rounded) < 0.06 * scale
+    with pytest.raises(ValueError, match="'as trained', 'int8'; it is 'int4'"):
+        decoding.for_sampling(tiny, 'int4')
+
+
+def test_int8_is_the_nearest_of_255_steps_for_each_output():
+    weight = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 2, 4)), jnp.float32)  # layers, inputs, outputs
+    kept = decoding.Quantized(weight, 1, ('layers', 'model', 'heads', 'head'))
+    step = np.abs(weight).max(axis=1, keepdims=True) / 127
+    np.testing.assert_allclose(kept.scale[...], step[:, 0], rtol=1e-6)
+    assert (np.abs(np.asarray(kept.values[...]) * step - weight) <= step / 2 * 1.001).all()
+    assert np.abs(np.asarray(kept.values[...])).max() == 127
+    assert kept.scale.get_metadata()['axes'] == ('layers', 'heads', 'head')
