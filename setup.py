@@ -40,7 +40,7 @@ setuptools.setup(
     license='Apache-2.0',
     packages=setuptools.find_packages(include=[PACKAGE, f'{PACKAGE}.*']) + list(GIN),
     package_dir=GIN,
-    package_data={'': ['*.gin'], PACKAGE: ['report_page/**/*']},
+    package_data={'': ['*.gin'], PACKAGE: ['report_page/**/*', 'templates/exemplars/*.jsonl']},
     python_requires='>=3.11',
     install_requires=[
         'flax>=0.12.8',
@@ -66,8 +66,8 @@ setuptools.setup(
         'tpu': ['jax[tpu]'],
         'test': ['beartype>=0.20', 'pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.9'],
         'bench': ['matplotlib>=3.8'],
-        # seqio's caching job. Beam needs protobuf below 7, which sentencepiece from 0.2.2 on does not run with.
-        'cache': ['apache-beam[tfrecord]>=2.70', 'sentencepiece>=0.2,<0.2.2'],
+        # seqio's caching job. Beam needs protobuf below 7, which sentencepiece 0.2.3 cannot be imported with by seqio.
+        'cache': ['apache-beam[tfrecord]>=2.70', 'sentencepiece>=0.2,<0.2.3'],
         # What tests compare with, or compile with. torch comes first and apart: see launch/test.sh.
         'references': [
             'libtpu>=0.0.50; platform_system == "Linux" and platform_machine == "x86_64"',

@@ -37,7 +37,7 @@ from t5x_selfimprove.sampling.adaptive import Adaptive
 from t5x_selfimprove.sampling.sampler import Sampler
 from t5x_selfimprove.sampling.transforms import MinP, NoRepeatedNgram, RepetitionPenalty, TopK, TopP
 from t5x_selfimprove.session import Place
-from t5x_selfimprove.templates import ChatTemplate, Template, Variants
+from t5x_selfimprove.templates import ChatTemplate, Template, Variants, of_task
 from t5x_selfimprove.train import Improve
 from t5x_selfimprove.vocabulary import (
     ByteVocabulary,
@@ -94,6 +94,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'templates.ChatTemplate': ChatTemplate,
     'templates.Template': Template,
     'templates.Variants': Variants,
+    'templates.of_task': of_task,
     'feed.Feed': Feed,
     'train.Improve': Improve,
     'vocabulary.ByteVocabulary': ByteVocabulary,

@@ -16,6 +16,7 @@ from t5x_selfimprove.data.record_files import array_of
 Read = Callable[[Mapping[str, Any], bool], Item]
 
 CALCULATIONS = re.compile(r'<<.*?>>')  # GSM8K: '48/2 = <<48/2=24>>24'
+LONGEST_ANSWER = 200  # bytes that an answer format can read
 TELL = ('yes', 'it is not possible to tell', 'no')  # entailment, neutral, contradiction
 # Words of American football games, for forms of DROP that do not say where a passage is from.
 FOOTBALL = re.compile(r'\b(touchdowns?|field goals?|quarterbacks?|interceptions?|NFL)\b', re.IGNORECASE)
@@ -103,6 +104,7 @@ def drop(record: Mapping[str, Any], labels: bool) -> Item:
 
     The answer is a number, a date or a span. Several spans are one answer, parted by commas, in their order: credit
     for a part of them, and for another order, which the official F1 gives, is left out. (TFDS has but the first span.)
+    Answers longer than any answer format are errors, which `on_error='skip'` counts and leaves out.
     """
     question = f'{text_at(record, "passage")}\n{text_at(record, "question")}'
     if not labels:
@@ -110,7 +112,10 @@ def drop(record: Mapping[str, Any], labels: bool) -> Item:
     answer = record.get('answers_spans', record.get('answer'))
     if isinstance(answer, Mapping):
         answer = _drop_answer(answer)
-    return make_item(question, None, str(answer).strip() if answer else None)
+    answer = str(answer).strip() if answer else None
+    if answer and len(answer.encode()) > LONGEST_ANSWER:
+        raise ValueError(f'the answer is longer than {LONGEST_ANSWER} bytes: {answer[:60]!r}')
+    return make_item(question, None, answer)
 
 
 def _drop_answer(answer: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from t5x_selfimprove.consolidation import AnswerFormat
 from t5x_selfimprove.data.items import Item, completion_text
+from t5x_selfimprove.data.published import LONGEST_ANSWER
 from t5x_selfimprove.data.seqio_tasks import add_task, import_seqio, stated_answer, text_task
 from t5x_selfimprove.data.tasks import TASKS, TaskFile, TaskReader
 from t5x_selfimprove.vocabulary import ByteVocabulary, Vocabulary
@@ -26,7 +27,6 @@ POOL_RATES = {
     'anli_r2': 5000,
     'anli_r3': 5000,
 }
-LONGEST_ANSWER = 200  # bytes, for the metric
 
 
 def register(

@@ -154,6 +154,10 @@ def test_a_label_that_is_wrong_is_told(tmp_path):
         'svamp': ({'Body': 'b', 'Question': 'q', 'Answer': ' '}, "the field 'Answer' holds no answer"),
         'multiarith': ({'sQuestion': 'q', 'lSolutions': []}, "no field 'lSolutions.0'"),
         'rte': ({'premise': '', 'hypothesis': 'h', 'label': 'entailment'}, 'must not be empty'),
+        'drop_non_football': (
+            {'passage': 'p', 'question': 'q', 'section_id': 'history_1', 'answer': {'spans': ['x' * 100, 'y' * 101]}},
+            'the answer is longer than 200 bytes',
+        ),
         'drop': ({'question': 'q'}, "no field 'passage'; the fields there are: 'question'"),
         'drop_football': ('text', 'a record must be an object'),
     }
@@ -164,6 +168,12 @@ def test_a_label_that_is_wrong_is_told(tmp_path):
     with pytest.raises(ValueError, match=r'target begins with .Yes., and target_scores says .No.'):
         record = {'input': 'q', 'target_scores': {'Yes': 0, 'No': 1}, 'target': 'Yes. So.'}
         TaskFile(save(tmp_path, 'a.json', json.dumps({'examples': [record]})), task='strategyqa').check()
+
+
+def test_football_is_told_by_the_name_of_the_passage_or_by_words():
+    football = TASKS['drop_football'].only
+    assert football({'section_id': 'nfl_1', 'passage': 'p'}) and not football({'section_id': 'history_1'})
+    assert football({'passage': 'He threw two touchdowns.'}) and not football({'passage': 'A field of the NFLD.'})
 
 
 def test_bad_records_of_a_part_of_a_data_set(tmp_path):
