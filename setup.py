@@ -30,6 +30,7 @@ def long_description() -> str:
 
 
 GIN = configuration_packages()
+GRADING = 'math-verify>=0.9'  # symbolic equality of answers
 
 setuptools.setup(
     name=PACKAGE,
@@ -64,8 +65,9 @@ setuptools.setup(
     extras_require={
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
-        'test': ['beartype>=0.20', 'pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.9'],
+        'test': [GRADING, 'beartype>=0.20', 'pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.9'],
         'bench': ['matplotlib>=3.8'],
+        'grading': [GRADING],
         # seqio's caching job. Beam needs protobuf below 7, which sentencepiece 0.2.3 cannot be imported with by seqio.
         'cache': ['apache-beam[tfrecord]>=2.70', 'sentencepiece>=0.2,<0.2.3'],
         # What tests compare with, or compile with. torch comes first and apart: see launch/test.sh.

@@ -54,6 +54,7 @@ RIGHTS = {
     'sentencepiece': ('vocabulary', True),
     'tokenizers': ('vocabulary', True),
     'jinja2': ('templates', True),
+    'math_verify': ('consolidation', True),
     'tensorboardX': ('metrics', True),
 }
 
