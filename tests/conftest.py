@@ -28,6 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Calls of these have their annotations checked. Left out is `records`: JAX rebuilds records around leaves that are no
 # arrays; `records.check` is called where arrays enter instead.
 CHECKED = (
+    't5x_selfimprove.ragged',
     't5x_selfimprove.partitioning',
     't5x_selfimprove.metrics',
     't5x_selfimprove.models',

@@ -7,7 +7,7 @@ import pytest
 from t5x_selfimprove import config
 from t5x_selfimprove.data.published import LONGEST_ANSWER
 from t5x_selfimprove.data.tasks import TASKS
-from t5x_selfimprove.templates.tasks import prompt_text
+from t5x_selfimprove.templates.tasks import STYLES, prompt_text
 from tests.test_gin_files import commands, make_vocabularies
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / 'gin' / 'tasks'
@@ -29,7 +29,8 @@ def test_the_run_of_a_task(task, tmp_path, tmp_path_factory, monkeypatch):
     assert not train.labels and test.labels
     assert run.answers.kind == run.recipe.consolidator.answers.kind == TASKS[task].kind
     assert run.recipe.prompt.text == prompt_text(task, 'few_shot_cot')
-    assert run.recipe.lesson_prompt.text == prompt_text(task, 'zero_shot_cot')
+    assert [one.prompt.text for one in run.recipe.formats] == [prompt_text(task, style) for style in STYLES]
+    assert [one.target for one in run.recipe.formats] == ['path', 'answer'] * 2
     assert not task.startswith('drop') or run.answers.room == LONGEST_ANSWER
     if train.path == test.path:
         assert train.start + train.count <= test.start

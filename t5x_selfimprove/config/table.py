@@ -36,6 +36,7 @@ from t5x_selfimprove.pretrain import Pretrain
 from t5x_selfimprove.sampling.adaptive import Adaptive
 from t5x_selfimprove.sampling.sampler import Sampler
 from t5x_selfimprove.sampling.transforms import MinP, NoRepeatedNgram, RepetitionPenalty, TopK, TopP
+from t5x_selfimprove.sampling.two_stage import TwoStage, two_stage
 from t5x_selfimprove.session import Place
 from t5x_selfimprove.templates import ChatTemplate, Template, Variants, of_task
 from t5x_selfimprove.train import Improve
@@ -90,6 +91,8 @@ TABLE: dict[str, Callable[..., Any]] = {
     'sampling.Sampler': Sampler,
     'sampling.TopK': TopK,
     'sampling.TopP': TopP,
+    'sampling.TwoStage': TwoStage,
+    'sampling.two_stage': two_stage,
     'session.Place': Place,
     'templates.ChatTemplate': ChatTemplate,
     'templates.Template': Template,

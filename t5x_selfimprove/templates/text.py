@@ -4,8 +4,8 @@ import dataclasses
 import functools
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Int32
 
+from t5x_selfimprove.ragged import concatenate
 from t5x_selfimprove.records import Prompts, Questions
 from t5x_selfimprove.vocabulary import Vocabulary, encode_following, encode_preceding
 
@@ -65,31 +65,3 @@ class Template:
             self.vocabulary.pad_id,
         )
         return Prompts(jnp.array(self.before, jnp.int32), tokens, length, questions.id)
-
-
-def concatenate(
-    parts: list[Int[Array, 'B _']], lengths: list[Int32[Array, 'B']], room: int, pad: int
-) -> tuple[Int32[Array, 'B {room}'], Int32[Array, 'B']]:
-    """Joins ragged rows, row by row: one gather per part.
-
-        parts   [[a b _]  [[x _]     ->  [[a b x _]
-                 [c _ _]]  [y z]]         [c y z _]]
-
-    Args:
-      parts: rows padded at the right.
-      lengths: their lengths.
-      room: width of the result; what does not fit is cut, so callers size it as the sum of the widths.
-      pad: token that fills the rest.
-    """
-    place = jnp.arange(room, dtype=jnp.int32)
-    rows = lengths[0].shape[0]
-    result = jnp.full((rows, room), pad, jnp.int32)
-    start = jnp.zeros(rows, jnp.int32)
-    for part, length in zip(parts, lengths, strict=True):
-        if part.shape[-1] == 0:
-            continue
-        source = place - start[:, None]
-        taken = jnp.take_along_axis(part, jnp.clip(source, 0, part.shape[-1] - 1), axis=-1)
-        result = jnp.where((source >= 0) & (source < length[:, None]), taken, result)
-        start = start + length
-    return result, start
