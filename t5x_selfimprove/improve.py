@@ -140,8 +140,10 @@ def log_prob_drift(model: Any, prompts: Prompts, samples: Samples, paths: int, p
     source = {} if rows.source is None else {'source': rows.source}
     hidden = model.forward(rows.tokens, rows.position, rows.segment, **source)
     learnt = model.log_probs(hidden, rows.targets)
-    place = jnp.arange(few.tokens.shape[1]) + (0 if rows.source is not None else examples.prompt_length[:, None] - 1)
-    again = jnp.take_along_axis(learnt, jnp.minimum(place, learnt.shape[1] - 1).astype(jnp.int32), axis=1)
+    # The place before a completion: its prompt's last token, or a decoder's start token.
+    before = examples.prompt_length - 1 if rows.source is None else jnp.zeros_like(examples.prompt_length)
+    place = jnp.minimum(before[:, None] + jnp.arange(few.tokens.shape[1]), learnt.shape[1] - 1)
+    again = jnp.take_along_axis(learnt, place, axis=1)
     apart = jnp.where(few.mask, jnp.abs(again - few.log_probs), 0.0)
     return {'log_prob_drift': metrics.Mean(apart.max(), jnp.ones(()))}
 

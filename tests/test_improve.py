@@ -118,6 +118,22 @@ def test_a_round_samples_votes_and_learns():
     assert not (tokens(left[0]) == tokens(left[1])).all()
 
 
+def test_what_samples_is_what_learns():
+    """To rounding; and where the samples are not the model's, the drift is seen."""
+    _, left = played()
+    assert all(0 < metrics.values(done.metrics)['log_prob_drift'] < 1e-5 for done in left)
+    some = jax.tree.map(lambda array: jnp.asarray(array[0]), left[0].samples)
+    first = jax.tree.map(lambda array: jnp.asarray(array[0]), questions())
+    prompts, tiny = recipe().prompt(first), start().model
+    measure = lambda samples: improve.log_prob_drift(tiny, prompts, samples, 4, 0)['log_prob_drift'].value  # noqa: E731
+    assert measure(some) < 1e-5
+    for path, wanted in ((3, 0.5), (4, 0.0)):  # four paths are looked at
+        apart = measure(dataclasses.replace(some, log_probs=some.log_probs.at[path, 0].add(0.5)))
+        assert abs(apart - wanted) < 1e-4
+    other = measure(dataclasses.replace(some, tokens=some.tokens.at[0, 0].set((some.tokens[0, 0] + 1) % SIZE)))
+    assert other > 1e-3
+
+
 def test_one_trace_serves_all_rounds_and_equal_recipes():
     before, state = len(TRACES), start()
     for number in range(3):

@@ -257,6 +257,16 @@ def test_loss_that_is_no_number(tmp_path, monkeypatch):
     assert same_bits(arrays(tmp_path), arrays(finished().directory))
 
 
+def test_drift_stops_the_run(tmp_path):
+    """Weights rounded for sampling are not what learns: told, and stopped where the limit says so."""
+    settings = {'sampling.Sampler.weights': 'int8', 'train.Improve.drift_limit': 1e-6}
+    outcome = tiny_run.run(improve_arguments(tmp_path, pretrained().directory, **settings))
+    assert outcome.code == 2
+    assert 'in round 1 the log-probability of a token differs by' in outcome.err
+    assert 'nats between sampling and learning (limit 1e-06)' in outcome.err
+    assert steps(tmp_path) == [0]
+
+
 MESHES = [{}, {'data': 2, 'fsdp': 4, 'expert': 1, 'tensor': 1}]  # the vocabulary of the task is of an odd size
 
 

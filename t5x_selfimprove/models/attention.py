@@ -5,6 +5,7 @@ samples share, and the sample's own tokens. Queries that share a segment attend 
 parts are merged by their log-sum-exp, so shared keys and values are never repeated in memory (`cache`).
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32
 
 from t5x_selfimprove.models import layers
-from t5x_selfimprove.models.cache import Seats, Segment
+from t5x_selfimprove.models.cache import Own, Seats, Segment
 from t5x_selfimprove.models.config import TransformerConfig
 
 MASKED = -1e30  # finite, so that a row in which everything is masked gives zeros instead of NaN
@@ -170,13 +171,49 @@ def attend_shared(
     return mixed, peak, total
 
 
+def attend_own(
+    query: Float[Array, 'S K G 1 h'],
+    mine: tuple[Float[Array, 'b S K h W'], Float[Array, 'b S K W h']],
+    own: Own,
+    softcap: float,
+    allowed: Bool[Array, 'S 1 U'],
+    bias: Float32[Array, '1 K G 1 U'] | None = None,
+) -> Part:
+    """Attention of every sample to its own tokens, those of the blocks of the ring that were written.
+
+    Args:
+      query: grouped queries.
+      mine: keys and values of a layer, with the column of this step.
+      own: the ring before this step.
+      softcap: cap of the scores, 0 for none.
+      allowed: which columns each sample sees.
+      bias: added to the scores.
+    """
+    keys, values = mine
+    width, full = own.width, jnp.full((), own.width)
+
+    def of_block(number: Any) -> Part:
+        here = lambda array: jax.lax.dynamic_slice_in_dim(array, number * width, width, axis=-1)  # noqa: E731
+        block = Segment(keys[number], values[number], full)
+        return attend_segment(query, block, softcap, here(allowed), None if bias is None else here(bias))
+
+    if keys.shape[0] == 1:
+        return of_block(0)
+    shape = query.shape[:-1]
+    nothing = jnp.zeros(query.shape, jnp.float32), jnp.full(shape, MASKED), jnp.zeros(shape, jnp.float32)
+    return jax.lax.fori_loop(0, own.blocks, lambda number, part: joined([part, of_block(number)]), nothing)
+
+
+def joined(parts: list[Part]) -> Part:
+    """Attention over parts of the context as one part."""
+    peak = functools.reduce(jnp.maximum, [part[1] for part in parts])
+    scales = [jnp.exp(part[1] - peak) for part in parts]
+    mixed = sum(part[0] * scale[..., None] for part, scale in zip(parts, scales, strict=True))
+    return mixed, peak, sum(part[2] * scale for part, scale in zip(parts, scales, strict=True))
+
+
 def merge(parts: list[Part]) -> Float32[Array, 'B T H h']:
     """Joins attention over parts of the context into attention over all of it (log-sum-exp merge)."""
-    peak = parts[0][1]
-    for part in parts[1:]:
-        peak = jnp.maximum(peak, part[1])
-    scales = [jnp.exp(part[1] - peak) for part in parts]
-    total = sum(part[2] * scale for part, scale in zip(parts, scales, strict=True))
-    mixed = sum(part[0] * scale[..., None] for part, scale in zip(parts, scales, strict=True))
+    mixed, _, total = joined(parts)
     rows, kv_heads, groups, time, size = mixed.shape
     return jnp.moveaxis(mixed / total[..., None], 3, 1).reshape(rows, time, kv_heads * groups, size)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 
 from t5x_selfimprove.records import record
 
+BLOCK = 32  # columns of a ring that are read together where layers are by themselves
 
 @record
 class Segment:
@@ -39,79 +40,97 @@ class Segment:
 
 @record
 class Own:
-    """Keys and values of what the samples have drawn: a ring of U columns, as many as a sample may read.
+    """Keys and values of what the samples have drawn: a ring of U columns, at least as many as a sample may read.
 
     All samples write the same column at the same step, whatever the number of tokens that each of them has read, so
     that a step is one write in place. A sample sees the columns written last, as many as it has read tokens:
 
-        column     0   1   2   3         column = 2: written next; the ages of the columns are 1 0 3 2
-        sample 0   e   f   c   d         length = 4
-        sample 1   a   b   .   .         length = 2: it began when column 0 was written
+        column     0   1   2   3         step 6 writes column 2; the ages of the columns are then 2 1 0 3
+        sample 0   e   f   .   d         length = 3
+        sample 1   a   b   .   .         length = 2: it began at step 4
 
-    Either all layers are stacked (one array, [L, ...]), or there is an array for each.
+    The columns are in b blocks of W, so that those never written need not be read. Either all layers are stacked (one
+    array, [L, ...]), or there is an array for each.
     """
 
-    key: Any  # Float[Array, 'L S K h U'], or a tuple of L arrays
-    value: Any  # Float[Array, 'L S K U h'], or a tuple of L arrays
+    key: Any  # Float[Array, 'L b S K h W'], or a tuple of L arrays
+    value: Any  # Float[Array, 'L b S K W h'], or a tuple of L arrays
     length: Int32[Array, 'S']  # tokens read by each sample; -1: the next one read is not its own and is not kept
-    column: Int32[Array, '']
+    step: Int32[Array, '']  # steps made
+
+    @property
+    def width(self) -> int:
+        """W, the columns of a block."""
+        return jax.tree.leaves(self.value)[0].shape[-2]
 
     @property
     def room(self) -> int:
         """U, the number of columns."""
-        return jax.tree.leaves(self.value)[0].shape[-2]
+        return self.width * jax.tree.leaves(self.value)[0].shape[-5]
+
+    @property
+    def blocks(self) -> Int32[Array, '']:
+        """How many blocks hold columns that were written, the next step's included."""
+        return (jnp.minimum(self.step, self.room - 1) // self.width + 1).astype(jnp.int32)
 
     def ages(self) -> Int32[Array, 'U']:
-        """Steps since each column was written, at the step that writes `column`."""
-        return (self.column - jnp.arange(self.room)) % self.room
+        """Steps since each column was written, at the next step."""
+        return (self.step - jnp.arange(self.room)) % self.room
 
     def visible(self) -> Bool[Array, 'S 1 U']:
-        """What each sample sees at that step, itself included."""
+        """What each sample sees at the next step, itself included."""
         return (self.ages() <= self.length[:, None])[:, None]
 
-    def after(self, key: Any, value: Any) -> 'Own':
-        """The ring after that step."""
-        return Own(key, value, self.length + 1, (self.column + 1) % self.room)
+    def write(
+        self, arrays: tuple[Any, Any], key: Float[Array, 'S 1 K h'], value: Float[Array, 'S 1 K h'], layer: Any
+    ) -> tuple[tuple[Any, Any], tuple[jax.Array, jax.Array]]:
+        """Writes the next step's column of a layer.
+
+        Args:
+          arrays: keys and values of all layers, those of the layers before with the column in them.
+          key: of the column.
+          value: of the column.
+          layer: number of the layer.
+
+        Returns:
+          The keys and values of all layers, and those of this one.
+        """
+        block, column = jnp.divmod(self.step % self.room, self.width)
+        entries = (jnp.moveaxis(key, 1, 3)[None], jnp.moveaxis(value, 1, 2)[None])
+        places = ((block, 0, 0, 0, column), (block, 0, 0, column, 0))
+        written = [_write(*each, layer) for each in zip(arrays, entries, places, strict=True)]
+        everywhere, here = zip(*written, strict=True)
+        return everywhere, here
+
+    def after(self, arrays: tuple[Any, Any]) -> 'Own':
+        """The ring after a step in which all layers wrote their columns."""
+        return Own(*arrays, self.length + 1, self.step + 1)
 
     def restarted(self, fresh: Bool[Array, 'S']) -> 'Own':
         """The ring in which some samples are new ones. What they read next is left over from those before them."""
         return dataclasses.replace(self, length=jnp.where(fresh, -1, self.length))
 
     def map(self, change: Callable[[jax.Array], jax.Array]) -> 'Own':
-        """The ring in which arrays that lead with the samples, S or L S, are changed along that axis."""
-        stacked = not isinstance(self.key, tuple)
-        over = jax.vmap(change) if stacked else change
+        """The ring in which arrays are changed along the axis of the samples, which `change` sees first."""
+        over = jax.vmap(change) if isinstance(self.key, tuple) else jax.vmap(jax.vmap(change))
         arrays = jax.tree.map(over, (self.key, self.value))
-        return Own(*arrays, change(self.length), self.column)
+        return Own(*arrays, change(self.length), self.step)
 
 
-def new_own(layers: int, shape: tuple[int, int, int, int], dtype: Any, stacked: bool) -> Own:
-    """An empty ring for samples of [S, K, U, h]."""
-    rows, heads, room, size = shape
-    key, value = (rows, heads, size, room), (rows, heads, room, size)
+def new_own(layers: int, rows: int, heads: int, room: int, size: int, dtype: Any, stacked: bool) -> Own:
+    """An empty ring for samples of `room` tokens, [S, K, U, h]. Stacked layers have one block."""
+    width = room if stacked else min(room, BLOCK)
+    blocks = -(-room // width)
+    key, value = (blocks, rows, heads, size, width), (blocks, rows, heads, width, size)
     make = lambda shape: jnp.zeros((layers, *shape), dtype) if stacked else (jnp.zeros(shape, dtype),) * layers  # noqa: E731
     return Own(make(key), make(value), jnp.zeros(rows, jnp.int32), jnp.zeros((), jnp.int32))
 
 
-def write(arrays: Any, entry: jax.Array, layer: Any, axis: int, column: jax.Array) -> tuple[Any, jax.Array]:
-    """Writes a column of a layer of the ring.
-
-    Args:
-      arrays: of all layers: stacked, or a tuple.
-      entry: the column, in an array as a layer's but for its size of 1 along `axis`.
-      layer: number of the layer.
-      axis: of the columns in a layer's array.
-      column: to be written.
-
-    Returns:
-      The arrays of all layers, and that of the layer.
-    """
+def _write(arrays: Any, entry: jax.Array, place: tuple[Any, ...], layer: Any) -> tuple[Any, jax.Array]:
     if isinstance(arrays, tuple):
-        mine = jax.lax.dynamic_update_slice_in_dim(arrays[layer], entry.astype(arrays[layer].dtype), column, axis)
+        mine = jax.lax.dynamic_update_slice(arrays[layer], entry.astype(arrays[layer].dtype), place)
         return (*arrays[:layer], mine, *arrays[layer + 1 :]), mine
-    place: list[Any] = [layer] + [0] * entry.ndim
-    place[axis + 1] = column
-    arrays = jax.lax.dynamic_update_slice(arrays, entry[None].astype(arrays.dtype), place)
+    arrays = jax.lax.dynamic_update_slice(arrays, entry[None].astype(arrays.dtype), (layer, *place))
     return arrays, arrays[layer]
 
 

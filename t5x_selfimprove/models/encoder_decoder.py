@@ -224,7 +224,7 @@ class EncoderDecoder(nnx.Module):
     def new_own(self, rows: int, room: int) -> Own:
         """An empty ring for `rows` samples that read up to `room` tokens, in the compute dtype."""
         config, stacked = self.config, not isinstance(self.decoder.blocks, nnx.List)
-        return cache.new_own(config.decoder_layers, (rows, config.heads, room, config.head_size), config.dtype, stacked)
+        return cache.new_own(config.decoder_layers, rows, config.heads, room, config.head_size, config.dtype, stacked)
 
     def extend(
         self, tokens: Int[Array, 'S'], context: Context, own: Own, seats: Seats | None = None
@@ -241,31 +241,29 @@ class EncoderDecoder(nnx.Module):
           The hidden state that the token after is drawn from, and the ring with the token in it (written in place
           inside a loop).
         """
-        config, visible, ages, room = self.config, own.visible(), own.ages(), jnp.full((), own.room)
+        config, visible, ages = self.config, own.visible(), own.ages()
         biases = self.decoder.biases(
             lambda table: relative_position.step_bias(table, own.length, ages, config.furthest)
         )
 
         def layer(carry, inputs):
-            x, keys, values = carry
+            x, arrays = carry
             block, (cross, start), number = inputs
             to_start, to_own = biases(block)
             query, key, value = block.attention.own(x)
-            keys, mine_key = cache.write(keys, jnp.moveaxis(key, 1, 3), number, 3, own.column)
-            values, mine_value = cache.write(values, jnp.moveaxis(value, 1, 2), number, 2, own.column)
-            mine = Segment(mine_key, mine_value, room)
+            arrays, mine = own.write(arrays, key, value, number)
             parts = [
                 attention.attend_shared(query, start, seats, bias=to_start),
-                attention.attend_segment(query, mine, allowed=visible, bias=to_own),
+                attention.attend_own(query, mine, own, 0.0, visible, to_own),
             ]
             x = block.attention.add(x, parts)
             part = attention.attend_shared(block.cross_attention.queries(x), cross, seats)
-            return (block.feed(block.cross_attention.add(x, [part])), keys, values), None
+            return (block.feed(block.cross_attention.add(x, [part])), arrays), None
 
-        carry = (self.embed(tokens[:, None]), own.key, own.value)
+        carry = (self.embed(tokens[:, None]), (own.key, own.value))
         numbers, shared = np.arange(config.decoder_layers), (context.cross, context.start)
-        (x, keys, values), _ = cache.over_layers(layer, carry, self.decoder.blocks, shared, numbers, config.unroll)
-        return self.decoder.final_norm(x[:, 0]), own.after(keys, values)
+        (x, arrays), _ = cache.over_layers(layer, carry, self.decoder.blocks, shared, numbers, config.unroll)
+        return self.decoder.final_norm(x[:, 0]), own.after(arrays)
 
     def logits(self, hidden: Float[Array, '*rows D']) -> Float32[Array, '*rows V']:
         """Unnormalised scores of every token."""

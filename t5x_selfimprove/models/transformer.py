@@ -150,7 +150,7 @@ class Transformer(nnx.Module):
     def new_own(self, rows: int, room: int) -> Own:
         """An empty ring for `rows` samples that read up to `room` tokens, in the compute dtype."""
         config, stacked = self.config, not isinstance(self.blocks, nnx.List)
-        return cache.new_own(config.layers, (rows, config.kv_heads, room, config.head_size), config.dtype, stacked)
+        return cache.new_own(config.layers, rows, config.kv_heads, room, config.head_size, config.dtype, stacked)
 
     def extend(
         self, tokens: Int[Array, 'S'], context: Context, own: Own, seats: Seats | None = None
@@ -169,30 +169,27 @@ class Transformer(nnx.Module):
         """
         places = cache.starts(context, tokens.shape[0], seats)
         position = (places[-1] + own.length)[:, None]
-        turns, visible, ages = self._turns(position), own.visible(), own.ages()
-        near = visible & (ages < self.config.sliding_window)
-        room = jnp.full((), own.room)
+        turns, visible = self._turns(position), own.visible()
+        near = visible & (own.ages() < self.config.sliding_window)
 
         def layer(carry, inputs):
-            x, keys, values = carry
+            x, arrays = carry
             block, past, (sliding, number) = inputs
             query, key, value = block.project(x, self._of_kind(sliding, *turns))
-            keys, mine_key = cache.write(keys, jnp.moveaxis(key, 1, 3), number, 3, own.column)
-            values, mine_value = cache.write(values, jnp.moveaxis(value, 1, 2), number, 2, own.column)
+            arrays, mine = own.write(arrays, key, value, number)
             parts = [
                 self._attend_segment(query, segment, sliding, position, place, seats)
                 for segment, place in zip(past, places, strict=False)
             ]
-            mine = Segment(mine_key, mine_value, room)
             allowed = self._of_kind(sliding, visible, near)
-            parts.append(attention.attend_segment(query, mine, self.config.attention_softcap, allowed))
+            parts.append(attention.attend_own(query, mine, own, self.config.attention_softcap, allowed))
             x, _ = block.finish(x, attention.merge(parts))
-            return (x, keys, values), None
+            return (x, arrays), None
 
         inputs = (jnp.array(self.config.sliding), np.arange(self.config.layers))
-        start = (self.embed(tokens[:, None]), own.key, own.value)
-        (x, keys, values), _ = cache.over_layers(layer, start, self.blocks, context, inputs, self.config.unroll)
-        return self.final_norm(x[:, 0]), own.after(keys, values)
+        start = (self.embed(tokens[:, None]), (own.key, own.value))
+        (x, arrays), _ = cache.over_layers(layer, start, self.blocks, context, inputs, self.config.unroll)
+        return self.final_norm(x[:, 0]), own.after(arrays)
 
     def logits(self, hidden: Float[Array, '*rows D']) -> Float32[Array, '*rows V']:
         """Unnormalised scores of every token."""

@@ -34,6 +34,30 @@ def test_examples_are_samples_behind_their_prompts():
     assert got.weight.tolist() == [1, 0.5, 0, 2]
 
 
+def test_paths_that_ended_at_a_text_are_closed():
+    """An end of text (1) behind the first, which ended at a text; the others ended with it, were cut off, are empty."""
+    tokens = jnp.array([[5, 6, 0], [5, 1, 0], [5, 6, 7], [0, 0, 0]])
+    mask = jnp.array([[1, 1, 0], [1, 1, 0], [1, 1, 1], [0, 0, 0]], bool)
+    ended = jnp.array([True, True, False, True])
+    got = lessons_module.closed(Samples(tokens, mask, jnp.full((4, 3), -1.0), ended), 1)
+    check(got)
+    assert got.tokens.tolist() == [[5, 6, 1, 0], [5, 1, 0, 0], [5, 6, 7, 0], [0, 0, 0, 0]]
+    assert got.mask.sum(axis=1).tolist() == [3, 2, 3, 0]
+    full = lessons_module.closed(Samples(tokens[2:3], mask[2:3], jnp.zeros((1, 3)), jnp.ones(1, bool)), 1)
+    assert full.tokens.tolist() == [[5, 6, 7, 1]] and full.mask.all()
+
+
+def test_each_example_in_a_row_of_its_own():
+    examples = examples_of([(2, [5, 6, 7, 8]), (1, [4, 9])], [1, 0])
+    got = lessons_module.one_a_row(examples, sources=False)
+    check(got)
+    assert got.tokens.tolist() == [[5, 6, 7, 8], [4, 9, 0, 0]]
+    assert got.targets.tolist()[0][1:3] == [7, 8] and got.segment.tolist() == [[1] * 4, [1, 1, 0, 0]]
+    apart = lessons_module.one_a_row(examples, sources=True)
+    assert apart.source.tokens[:, :2].tolist() == [[5, 6], [4, 0]]
+    assert apart.tokens[:, :3].tolist() == [[0, 7, 8], [0, 9, 0]]
+
+
 def test_places_fill_a_row_before_the_next():
     row, offset = Packing(5).places(jnp.array([3, 2, 4, 1, 5, 2, 2, 2], jnp.int32))
     #   a a a b b   c c c c d   e e e e e   f f g g .   h h . . .

@@ -33,15 +33,17 @@ def paths_that_come_and_go(tiny, before, one_logits, prompt_of, seats):
 
     @jax.jit
     def prefill(tiny):
+        tiny = decoding.for_sampling(tiny)
         shared = (tiny.read_prefix(before),) if len(before) else ()
-        return tiny.prefill(prompts, lengths, *shared)[1]
+        return tiny.prefill(prompts, lengths, *shared)[1], tiny.new_own(3, 4)
 
     @jax.jit
     def extend(tiny, tokens, context, own):
+        tiny = decoding.for_sampling(tiny)
         hidden, own = tiny.extend(tokens, context, own, seats)
         return tiny.logits(hidden), own
 
-    context, own, read = prefill(tiny), tiny.new_own(3, 4), [[], [], []]
+    (context, own), read = prefill(tiny), [[], [], []]
     for step in range(7):
         fresh = np.isin(np.arange(3), begins.get(step, []))
         own = own.restarted(jnp.array(fresh))
@@ -53,8 +55,10 @@ def paths_that_come_and_go(tiny, before, one_logits, prompt_of, seats):
                 close(logits[slot], one_logits(tiny, prompt, read[slot]))
 
 
+@pytest.mark.parametrize('block', [2, 32])
 @pytest.mark.parametrize('fields', [{}, SLIDING], ids=['full', 'sliding'])
-def test_samples_that_come_and_go_read_what_is_theirs(fields):
+def test_samples_that_come_and_go_read_what_is_theirs(fields, block, monkeypatch):
+    monkeypatch.setattr(cache, 'BLOCK', block)
     prompt_of = np.array([1, 0, 1])
     last = lambda tiny, prompt, read: row_logits(tiny, np.array([*prompt, *read]))[-1]  # noqa: E731
     paths_that_come_and_go(model(**fields), draw_tokens(3, seed=1), last, prompt_of, seats_of(prompt_of, 2))
@@ -69,17 +73,26 @@ def test_seats_of_two_parts():
     np.testing.assert_array_equal(seats.risen(seated.reshape(8, 3)), samples)
 
 
-def test_samples_of_an_encoder_decoder_that_come_and_go():
+def test_samples_of_an_encoder_decoder_that_come_and_go(monkeypatch):
+    monkeypatch.setattr(cache, 'BLOCK', 3)
     prompt_of = np.array([1, 0, 1])
     last = lambda tiny, prompt, read: tiny_t5.pair_logits(tiny, [int(t) for t in prompt], [int(t) for t in read])[-1]  # noqa: E731
     paths_that_come_and_go(tiny_t5.model(), (), last, prompt_of, seats_of(prompt_of, 2))
 
 
 def test_columns_are_as_old_as_the_steps_since_they_were_written():
-    own = dataclasses.replace(cache.new_own(1, (2, 1, 4, 1), 'float32', True), length=jnp.array([4, 2]), column=2)
+    own = dataclasses.replace(cache.new_own(1, 2, 1, 4, 1, 'float32', True), length=jnp.array([3, 2]), step=6)
     assert own.ages().tolist() == [2, 1, 0, 3]
     assert own.visible()[:, 0].tolist() == [[True] * 4, [True, True, True, False]]
     assert own.restarted(jnp.array([True, False])).length.tolist() == [-1, 2]
+
+
+def test_blocks_that_were_written(monkeypatch):
+    monkeypatch.setattr(cache, 'BLOCK', 2)
+    own = cache.new_own(3, 2, 1, 5, 4, 'float32', False)
+    assert own.room == 6 and [leaf.shape for leaf in own.key] == [(3, 2, 1, 4, 2)] * 3
+    blocks = [int(dataclasses.replace(own, step=jnp.int32(step)).blocks) for step in range(9)]
+    assert blocks == [1, 1, 2, 2, 3, 3, 3, 3, 3]
 
 
 # The form that is sampled from.
