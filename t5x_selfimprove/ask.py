@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5x_selfimprove import files
+from t5x_selfimprove import files, processes
 from t5x_selfimprove.checkpoints import describe_model, read_model
 from t5x_selfimprove.data import store
 from t5x_selfimprove.data.items import check_banks, encode_questions, make_item
@@ -52,9 +52,10 @@ class Evaluate:
             session.announce('evaluate', state, {'model': f'{self.initial}, step {described.step:,}', **left_out})
             suite = Suite(session, self.vocabulary, self.evaluation, self.evaluation_questions, self.stored_questions)
             found = suite.measure(state.model, described.manifest.get('round', 0))
-            files.write_json(
-                session.directory / 'evaluation.json', {'model': self.initial, 'step': described.step, **found}
-            )
+            if processes.first():
+                files.write_json(
+                    session.directory / 'evaluation.json', {'model': self.initial, 'step': described.step, **found}
+                )
             columns = ['suite', 'greedy', 'majority', 'pass@N', 'answered', 'calibration error']
             names = ('greedy_accuracy', 'majority_accuracy', 'pass_at_n', 'answered', 'calibration_error')
             row = [suite.name, *(percent(found[name]) for name in names)]

@@ -11,6 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from t5x_selfimprove import processes
+
 
 class _ExpectedBar(ProgressColumn):
     """A bar of time elapsed against time expected; it pulses while nothing is known yet."""
@@ -62,6 +64,7 @@ class Display:
           after: seconds expected for the rest of the run once this phase is over, where known.
         """
         start = time.perf_counter()
+        processes.phase(text)
         if self.console.is_terminal:
             columns = (SpinnerColumn(), TextColumn('{task.description}', markup=False), _ExpectedBar(), _Times())
             with Progress(*columns, console=self.console, transient=True) as progress:
@@ -70,6 +73,7 @@ class Display:
         else:
             yield
         self.seconds[kind] = time.perf_counter() - start
+        processes.phase(f'what follows {text}')
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Prints a table, first column to the left, numbers to the right. All of it is plain text, no markup."""

@@ -1,8 +1,13 @@
 """The command line: python -m t5x_selfimprove {pretrain,improve,evaluate,sample,export,report,vocabulary} ..."""
 
+import contextlib
 import importlib.metadata
 import os
 import sys
+import traceback
+from typing import Any
+
+from t5x_selfimprove import stopping
 
 # The YNNPACK fusions of jaxlib 0.10 slow decoding on a CPU (tests/benchmarks/sampler_batch.py measures it), and a
 # prototype of a sampler drew other tokens in large batches with them than in small ones.
@@ -19,7 +24,16 @@ HELP = """{usage}
   report       writes the page of one or more finished runs: report RUN_DIR ...
 
 --gin_file names a configuration (gin/runs holds complete ones; each opens with its command), --gin.NAME=value sets a
-value in it. A command that was stopped goes on where it was when it is given again."""
+value in it. A command that was stopped goes on where it was when it is given again.
+
+On several hosts pretrain, improve and evaluate are given as they are to every process; SLURM, GKE and TPU pods tell
+each which one it is, elsewhere --coordinator=HOST:PORT --processes=COUNT --process=NUMBER do. launch/ has scripts.
+
+Exit codes: 0 done; 2 a mistake, said in a line; 75 stopped as SIGTERM or SIGUSR1 asked, at the next boundary (the end
+of the round or chunk in progress, evaluated and saved): give the same command again; 76 another process was lost: give
+the same command again in all; 130 interrupted."""
+
+STOPPABLE = ('pretrain', 'improve')  # commands with boundaries; a signal ends the others at once
 
 
 def settle_environment() -> None:
@@ -31,33 +45,60 @@ def settle_environment() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code (0 done, 2 a mistake of the user, 130 interrupted)."""
+    """Runs one command; returns the exit code, which HELP explains. A process among several may end here instead."""
     settle_environment()
     from t5x_selfimprove import config
 
     try:
         arguments = config.parse_arguments(sys.argv[1:] if argv is None else argv)
-        if arguments.help:
-            print(HELP.format(usage=config.USAGE))
-            return 0
+    except config.ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if arguments.help:
+        print(HELP.format(usage=config.USAGE))
+        return 0
+    os.environ.update(arguments.process)
+    with stopping.listening() if arguments.command in STOPPABLE else contextlib.nullcontext():
+        return run(arguments)
+
+
+def run(arguments: Any) -> int:
+    """Runs the command that was asked for; returns the exit code."""
+    from t5x_selfimprove import config, processes
+
+    try:
         if arguments.command == 'report':
             return report(arguments.words)
         built = config.build(config.ROOTS[arguments.command], arguments.files, arguments.bindings)
-        if built.set_aside:
+        identity = processes.identify()
+        if built.set_aside and (identity is None or identity.number == 0):
             print(unused(built.set_aside))
         built.value.run(built.text)
+        processes.finish()
     except config.ConfigError as error:
         print(error, file=sys.stderr)
         return 2
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         if os.environ.get('T5X_SELFIMPROVE_TRACEBACK'):
-            raise
-        print(f'{type(error).__name__}: {error}', file=sys.stderr)
+            if processes.count() == 1:
+                raise
+            traceback.print_exc()
+        said = f'{type(error).__name__}: {error}'
+        print(f'{processes.name()}: {said}' if processes.name() else said, file=sys.stderr)
         print('(T5X_SELFIMPROVE_TRACEBACK=1 shows where)', file=sys.stderr)
-        return 2
+        return processes.leave(2, said)
+    except stopping.Stopped as stopped:
+        print(f'{stopped}. The same command goes on from there', file=sys.stderr)
+        processes.finish()
+        return stopping.SAVED
     except KeyboardInterrupt:
         print('interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
-        return 130
+        return processes.leave(130, 'interrupted')
+    except BaseException as error:  # a mistake of ours, or one that is to be shown whole: the others must not wait
+        if processes.count() > 1:
+            traceback.print_exc()
+            processes.leave(1, f'{type(error).__name__}: {error}')
+        raise
     return 0
 
 

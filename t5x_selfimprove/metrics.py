@@ -104,6 +104,19 @@ class Writer:
                 self._board.close()
 
 
+class NoWriter:
+    """Stands for a `Writer` in processes that leave the writing to another."""
+
+    def write(self, kind: str, **event: Any) -> None:
+        """Writes nothing."""
+
+    def forget(self, last: int) -> None:
+        """Takes nothing back."""
+
+    def close(self) -> None:
+        """Closes nothing."""
+
+
 class Board:
     """A TensorBoard event file. It is written at once: the thread of tensorboardX's own writer dies on a full disk
     without a word, and whoever writes to it next waits for ever.

@@ -162,6 +162,24 @@ def constrain(value: Any, *names: str | None, rules: Rules = LEARNING) -> Any:
     return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, spec), value)
 
 
+def put(tree: Any, sharding: NamedSharding) -> Any:
+    """Puts host arrays, of which every process has the same, on the devices: each process its own devices' parts."""
+    return jax.tree.map(
+        lambda array: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index]),
+        jax.tree.map(np.asarray, tree),
+    )
+
+
+def fetch(tree: Any) -> Any:
+    """Host copies of arrays in every process, gathered where they are split over processes."""
+    if jax.process_count() > 1:
+        leaves = jax.tree.leaves(tree)
+        meshes = {leaf.sharding.mesh for leaf in leaves if isinstance(leaf.sharding, NamedSharding)}
+        if meshes:
+            tree = jax.jit(lambda tree: tree, out_shardings=NamedSharding(meshes.pop(), PartitionSpec()))(tree)
+    return jax.device_get(tree)
+
+
 def use(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager:
     """Context in which `constrain` and jit see the mesh."""
     return jax.set_mesh(mesh)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5x_selfimprove import improve, metrics
+from t5x_selfimprove import improve, metrics, partitioning
 from t5x_selfimprove.checkpoints import Described, describe_model, model_facts, read_model
 from t5x_selfimprove.data.items import Bank, check_banks, encode_examples
 from t5x_selfimprove.learning.supervised import Supervised
@@ -79,6 +79,7 @@ class Pretrain:
         Raises:
           ValueError, OSError: bad input, before anything long starts.
         """
+        self.place.devices()  # before anything else wakes jax up
         left_out = check_banks(self.examples)
         if self.initial is not None:
             describe_model(self.initial, self.vocabulary)
@@ -126,11 +127,12 @@ class Pretrain:
         step = jax.jit(functools.partial(_chunk, learner=self.learner), donate_argnums=0)
         found: dict[str, Any] = {}
         for number in range(done, chunks):
+            session.stop_if_asked(f'chunk {number} of {chunks}')
             start = time.perf_counter()
             examples, skipped = self.chunk(number)
             with display.phase('chunk', f'pre-training, chunk {number + 1} of {chunks}'):
                 state, counted = step(state, session.place_batch(examples, 0))
-                found = metrics.values(counted)
+                found = metrics.values(partitioning.fetch(counted))
             seconds = time.perf_counter() - start
             if not np.isfinite(found['loss']):
                 raise FloatingPointError(

@@ -8,19 +8,24 @@ import os
 import platform as machine
 import shutil
 import tempfile
+import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import jax
+from rich.console import Console
 
-from t5x_selfimprove import files, metrics, partitioning
+from t5x_selfimprove import files, metrics, partitioning, processes, stopping
 from t5x_selfimprove.checkpoints import Checkpoints
 from t5x_selfimprove.display import Display, number_of_bytes
 from t5x_selfimprove.models import kernels, parameters
 from t5x_selfimprove.partitioning import MeshShape
+from t5x_selfimprove.processes import Patience
 from t5x_selfimprove.vocabulary import Vocabulary
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+SEEN_SECONDS = 30.0  # in which a file of one host is seen by the others
 SPARE_BYTES = 64 << 20  # room that a run directory needs beside its checkpoints
 
 
@@ -38,6 +43,7 @@ class Place:
     platform: str | None = None  # 'cpu', 'gpu' or 'tpu'; None takes what jax finds
     cpu_devices: int | None = None  # devices that a CPU is split into, so that a mesh can use its cores; None = 1
     mesh: MeshShape = MeshShape()
+    patience: Patience = Patience()  # with other processes, where there are some
     keep_checkpoints: int = 2
     tensorboard: bool = True
 
@@ -48,12 +54,14 @@ class Place:
             raise ValueError(f'keep_checkpoints must be at least 1; it is {self.keep_checkpoints}')
 
     def devices(self) -> list[jax.Device]:
-        """The devices of the platform that was asked for.
+        """The devices of the platform that was asked for, of all processes of the run.
 
         Raises:
+          TimeoutError: another process did not come.
           RuntimeError: they are not there (there is no silent fall-back to another platform), or jax was at work before
         with another number of CPU devices.
         """
+        processes.start(self.patience)
         if self.cpu_devices is not None and jax.config.jax_num_cpu_devices != self.cpu_devices:
             try:
                 jax.config.update('jax_num_cpu_devices', self.cpu_devices)
@@ -88,12 +96,14 @@ class Session:
     def __init__(self, place: Place, config: str, display: Display | None = None):
         self.place = place
         self.config = config
-        self.display = display or Display()
+        self.display = display or Display(None if processes.first() else Console(quiet=True))
         self.devices = place.devices()
         self.mesh = place.mesh.build(self.devices)
         self.directory = Path(place.directory)
+        processes.same('the configuration', config, 'Give all of them the same command')
         check_writable(self.directory)
-        self.writer = metrics.Writer(self.directory, place.tensorboard)
+        check_shared(self.directory)
+        self.writer = metrics.Writer(self.directory, place.tensorboard) if processes.first() else metrics.NoWriter()
         self.checkpoints = Checkpoints(self.directory, place.keep_checkpoints)
 
     def __enter__(self) -> 'Session':
@@ -149,18 +159,19 @@ class Session:
                 f'(per_batch, examples_per_chunk) a multiple of {parts}, or choose another mesh'
             )
         spec = partitioning.spec_of(partitioning.Axes((None,) * outer + ('batch',)), partitioning.LEARNING)
-        return jax.device_put(batch, jax.sharding.NamedSharding(self.mesh, spec))
+        return partitioning.put(batch, jax.sharding.NamedSharding(self.mesh, spec))
 
     def replicate(self, tree: Any) -> Any:
         """Puts host arrays on every device of the mesh."""
-        return jax.device_put(tree, jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec()))
+        return partitioning.put(tree, jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec()))
 
     def announce(self, command: str, state: Any, batch: dict[str, Any]) -> None:
         """Says, and writes, what is about to run and on what."""
         kinds = sorted({device.device_kind for device in self.devices})
         on_device = partitioning.bytes_per_device(state)
         facts = {
-            'platform': f'{len(self.devices)} x {self.devices[0].platform} ({", ".join(kinds)})',
+            'platform': f'{len(self.devices)} x {self.devices[0].platform} ({", ".join(kinds)})'
+            + (f' in {processes.count()} processes' if processes.count() > 1 else ''),
             'mesh': ' x '.join(f'{axis} {size}' for axis, size in self.mesh.shape.items()),
             'attention': kernels.describe(state.model.config, self.devices[0].platform),
             'parameters': f'{parameters.count(state.model):,}',
@@ -176,6 +187,7 @@ class Session:
             name=self.place.name,
             seed=self.place.seed,
             devices=[f'{device.platform}: {device.device_kind}' for device in self.devices],
+            processes=processes.count(),
             mesh=dict(self.mesh.shape),
             parameters=parameters.count(state.model),
             bytes_per_device=on_device,
@@ -192,6 +204,7 @@ class Session:
           ValueError: what is there is another run: of another kind, seed or vocabulary.
         """
         step = self.checkpoints.latest
+        processes.same('the last checkpoints', step, f'{self.directory} must be one directory that all hosts share')
         if step is None:
             self.writer.forget(-1)
             return None
@@ -209,7 +222,21 @@ class Session:
 
     def save_config(self) -> None:
         """Writes the effective configuration beside the checkpoints; it re-parses to an equal run."""
-        files.write_text(self.directory / 'config.gin', self.config)
+        if processes.first():
+            files.write_text(self.directory / 'config.gin', self.config)
+
+    def stop_if_asked(self, done: str) -> None:
+        """Ends the run at a boundary, where everything is saved, if SIGTERM or SIGUSR1 came to any of its processes.
+
+        Args:
+          done: where it stands, for the message.
+
+        Raises:
+          Stopped: it was asked to.
+        """
+        signals = [signal for signal in processes.compare('looking for signals', stopping.asked()) if signal]
+        if signals:
+            raise stopping.Stopped(f'stopped as {signals[0]} asked, after {done}; all of it is saved')
 
     def check_room(self, state: Any) -> None:
         """Refuses to start where the checkpoints would not fit on the disk, beside those that are there.
@@ -246,6 +273,26 @@ def check_writable(directory: Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OSError(f'cannot write to the directory {directory}: {error.strerror}. Choose another one.') from error
+
+
+def check_shared(directory: Path) -> None:
+    """Raises OSError unless all processes see one directory; names those that do not."""
+    if processes.count() == 1:
+        return
+    mark = directory / f'.processes.{processes.compare("the mark", uuid.uuid4().hex)[0]}'
+    if processes.first():
+        mark.touch()
+    processes.compare('marking the directory', None)
+    end = time.monotonic() + SEEN_SECONDS
+    while not (seen := mark.exists()) and time.monotonic() < end:
+        time.sleep(0.2)
+    blind = [str(number) for number, sees in enumerate(processes.compare('seeing the mark', seen)) if not sees]
+    if processes.first():
+        mark.unlink()
+    if blind:
+        raise OSError(
+            f'{directory} of process {", ".join(blind)} is not that of process 0; choose one that all hosts share'
+        )
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from t5x_selfimprove import evaluate, files, metrics, tally
+from t5x_selfimprove import evaluate, files, metrics, partitioning, processes, tally
 from t5x_selfimprove.data import store
 from t5x_selfimprove.display import percent
 from t5x_selfimprove.evaluate import Evaluation
@@ -49,13 +49,14 @@ class Suite:
         """Measures a model after round `number`; writes metrics and stored paths, and says the result."""
         session, evaluation, start = self.session, self.evaluation, time.perf_counter()
         with session.display.phase('evaluate', f'evaluating after round {number}'):
-            results, samples, verdict, counts = jax.device_get(
+            results, samples, verdict, counts = partitioning.fetch(
                 evaluate.measure(model, self.batches, jnp.uint32(session.place.seed), evaluation, self.keeper)
             )
         found = evaluate.summarise(results, evaluation.sampler.samples)
         flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (samples, verdict))
         stored = store.lines(self.items, *flat, self.vocabulary, labels=True, limit=self.stored)
-        files.write_json_lines(session.directory / 'samples' / f'evaluation_{number:04d}.jsonl', stored)
+        if processes.first():
+            files.write_json_lines(session.directory / 'samples' / f'evaluation_{number:04d}.jsonl', stored)
         counted = metrics.values(counts)
         lengths = {'edges': tally.length_edges(evaluation.sampler.max_tokens), 'counts': counted['length_histogram']}
         seconds = time.perf_counter() - start

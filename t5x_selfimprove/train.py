@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_selfimprove import files, improve, metrics, tally
+from t5x_selfimprove import files, improve, metrics, partitioning, processes, tally
 from t5x_selfimprove.checkpoints import Described, describe_model, model_facts, read_model
 from t5x_selfimprove.data import store
 from t5x_selfimprove.data.items import Bank, Item, check_banks, encode_examples
@@ -81,7 +81,7 @@ class Improve:
         return self.evaluation.consolidator.answers
 
     def run(self, config: str) -> dict[str, Any]:
-        """Runs all rounds, or goes on where a killed run stopped. Returns the summary, which is also written.
+        """Runs all rounds, or goes on where a killed run stopped. Returns the summary that process 0 writes.
 
         Raises:
           ValueError, OSError: bad input, before anything long starts.
@@ -104,12 +104,15 @@ class Improve:
             elif done:
                 session.display.say(f'resumed after round {done} of {self.rounds}')
             for number in range(done or 0, self.rounds, self.rounds_per_dispatch):
+                session.stop_if_asked(f'round {number} of {self.rounds}')
                 state = run.dispatch(step, state, number)
                 last = number + self.rounds_per_dispatch
                 if last % self.evaluate_every == 0 or last == self.rounds:
                     run.suite.measure(state.model, last)
                 run.save(state, last)
             session.writer.write('session', seconds=time.perf_counter() - start)
+            if not processes.first():
+                return {}
             summary = summarise(session.directory)
             session.display.table(*table(summary))
             session.display.say(f'summary: {session.directory / "summary.json"}')
@@ -256,7 +259,7 @@ class _Run:
         after = rest * sum(display.seconds.get(kind, 0.0) for kind in ('round', 'evaluate'))
         with display.phase('round', f'{name} of {settings.rounds}: sampling, vote, training', after):
             state, left = step(state, questions, self.replay)
-            left, known = jax.device_get((left, questions.known.sum(axis=(1, 2))))
+            left, known = partitioning.fetch((left, questions.known.sum(axis=(1, 2))))
         seconds = time.perf_counter() - start
         for offset, round_items in enumerate(items):
             one = jax.tree.map(lambda array, offset=offset: array[offset], left)
@@ -275,7 +278,8 @@ class _Run:
         start, seconds = time.perf_counter(), facts['seconds']['round']
         flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (left.samples, left.verdict))
         stored = store.lines(items, *flat, settings.vocabulary, settings.labels, settings.stored_questions)
-        files.write_json_lines(session.directory / 'samples' / f'round_{number:04d}.jsonl', stored)
+        if processes.first():
+            files.write_json_lines(session.directory / 'samples' / f'round_{number:04d}.jsonl', stored)
         found = metrics.values(left.metrics)
         loss = found['loss']  # None where there was nothing to train on
         if loss is not None and not np.isfinite(loss):

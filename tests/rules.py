@@ -15,8 +15,8 @@ PACKAGE = 't5x_selfimprove'
 # A part is a file or a folder of the package; it imports parts of lower floors, itself, and, but for floor 2, its own
 # floor. Parts on floor 2 meet in `records` only.
 FLOORS = {
-    0: ('records', 'vocabulary', 'files', 'ragged'),
-    1: ('partitioning', 'metrics', 'models'),
+    0: ('records', 'vocabulary', 'files', 'ragged', 'stopping'),
+    1: ('partitioning', 'metrics', 'models', 'processes'),
     2: ('templates', 'sampling', 'consolidation', 'learning', 'tally'),
     3: ('formats', 'improve', 'evaluate'),
     4: ('data', 'checkpoints'),

@@ -7,6 +7,13 @@ from collections.abc import Collection, Sequence
 from t5x_selfimprove.config.statements import COMMAND_LINE, ConfigError, Place, Problem, did_you_mean
 from t5x_selfimprove.config.table import ROOTS
 
+# Different in each process of a run, and so no part of the configuration.
+PROCESS_FLAGS = {
+    '--coordinator': 'JAX_COORDINATOR_ADDRESS',
+    '--processes': 'JAX_NUM_PROCESSES',
+    '--process': 'JAX_PROCESS_ID',
+}
+
 USAGE = 'python -m t5x_selfimprove COMMAND --gin_file=a.gin --gin.NAME=value --gin.part.Class.field=value'
 
 
@@ -18,6 +25,7 @@ class Arguments:
     files: tuple[str, ...] = ()
     bindings: tuple[str, ...] = ()  # 'NAME=value', as written; `build` knows how to read them
     words: tuple[str, ...] = ()  # what follows a command that takes no gin files
+    process: tuple[tuple[str, str], ...] = ()  # environment variables that say which process this is, and their values
     help: bool = False
 
 
@@ -42,11 +50,11 @@ def parse_arguments(argv: Sequence[str], plain: Collection[str] = ('report',)) -
     if command not in commands:
         help = did_you_mean(command, commands, f'one of {", ".join(commands)}')
         raise ConfigError([Problem(f'there is no command {command}', help=help)])
-    files, bindings, words, problems = [], [], [], []
+    files, bindings, words, process, problems = [], [], [], [], []
     while rest:
         word = rest.pop(0)
         flag, equals, value = word.partition('=')
-        known = flag == '--gin_file' or (flag.startswith('--gin.') and len(flag) > len('--gin.'))
+        known = flag == '--gin_file' or flag in PROCESS_FLAGS or (flag.startswith('--gin.') and flag != '--gin.')
         if known and command not in plain:
             if not equals and rest and not rest[0].startswith('--'):
                 value = rest.pop(0)
@@ -54,6 +62,8 @@ def parse_arguments(argv: Sequence[str], plain: Collection[str] = ('report',)) -
                 problems.append(_problem(word, f'{flag} has no value', f'write {flag}=value'))
             elif flag == '--gin_file':
                 files.append(value)
+            elif flag in PROCESS_FLAGS:
+                process.append((PROCESS_FLAGS[flag], value))
             else:
                 bindings.append(f'{flag.removeprefix("--gin.")}={value}')
         elif word.startswith('-'):
@@ -64,7 +74,7 @@ def parse_arguments(argv: Sequence[str], plain: Collection[str] = ('report',)) -
             problems.append(_problem(word, f'{word} stands alone', _meant(word)))
     if problems:
         raise ConfigError(problems)
-    return Arguments(command, tuple(files), tuple(bindings), tuple(words), asked)
+    return Arguments(command, tuple(files), tuple(bindings), tuple(words), tuple(process), asked)
 
 
 def _problem(word: str, what: str, help: str) -> Problem:

@@ -33,6 +33,7 @@ from t5x_selfimprove.models.config import Experts, Rope, TransformerConfig
 from t5x_selfimprove.models.encoder_decoder_config import EncoderDecoderConfig
 from t5x_selfimprove.partitioning import MeshShape
 from t5x_selfimprove.pretrain import Pretrain
+from t5x_selfimprove.processes import Patience
 from t5x_selfimprove.sampling.adaptive import Adaptive
 from t5x_selfimprove.sampling.sampler import Sampler
 from t5x_selfimprove.sampling.transforms import MinP, NoRepeatedNgram, RepetitionPenalty, TopK, TopP
@@ -84,6 +85,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'models.of_directory': hugging_face.of_directory,
     'partitioning.MeshShape': MeshShape,
     'pretrain.Pretrain': Pretrain,
+    'processes.Patience': Patience,
     'sampling.Adaptive': Adaptive,
     'sampling.MinP': MinP,
     'sampling.NoRepeatedNgram': NoRepeatedNgram,
