@@ -73,7 +73,7 @@ class Display:
         else:
             yield
         self.seconds[kind] = time.perf_counter() - start
-        processes.phase(f'what follows {text}')
+        processes.after(text)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Prints a table, first column to the left, numbers to the right. All of it is plain text, no markup."""

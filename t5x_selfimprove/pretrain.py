@@ -124,14 +124,19 @@ class Pretrain:
         display, chunks = session.display, self.learner.total_rounds
         if done:
             display.say(f'resumed after chunk {done} of {chunks}')
-        step = jax.jit(functools.partial(_chunk, learner=self.learner), donate_argnums=0)
+        step = None
         found: dict[str, Any] = {}
         for number in range(done, chunks):
             session.stop_if_asked(f'chunk {number} of {chunks}')
             start = time.perf_counter()
             examples, skipped = self.chunk(number)
+            batch = session.place_batch(examples, 0)
+            if step is None:
+                program = jax.jit(functools.partial(_chunk, learner=self.learner), donate_argnums=0)
+                with display.phase('compile', 'compiling the training'):
+                    step = program.lower(state, batch).compile()
             with display.phase('chunk', f'pre-training, chunk {number + 1} of {chunks}'):
-                state, counted = step(state, session.place_batch(examples, 0))
+                state, counted = step(state, batch)
                 found = metrics.values(partitioning.fetch(counted))
             seconds = time.perf_counter() - start
             if not np.isfinite(found['loss']):

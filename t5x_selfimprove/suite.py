@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from t5x_selfimprove import evaluate, files, metrics, partitioning, processes, tally
 from t5x_selfimprove.data import store
@@ -33,7 +33,7 @@ class Suite:
         keeper: Consolidator | None = None,
     ):
         self.session, self.vocabulary, self.evaluation, self.stored = session, vocabulary, evaluation, stored
-        self.keeper = keeper
+        self.keeper, self.program = keeper, None
         self.name = feed.name
         self.items, batches, skipped = feed.take(0, vocabulary, evaluation.consolidator.answers, labels=True)
         if not batches.known.any():
@@ -48,10 +48,12 @@ class Suite:
     def measure(self, model: Any, number: int) -> dict[str, Any]:
         """Measures a model after round `number`; writes metrics and stored paths, and says the result."""
         session, evaluation, start = self.session, self.evaluation, time.perf_counter()
+        asked = (model, self.batches, np.uint32(session.place.seed))
+        if self.program is None:  # apart from its first use: the time that this takes differs between processes
+            with session.display.phase('compile', 'compiling the evaluation'):
+                self.program = evaluate.measure.lower(*asked, evaluation, self.keeper).compile()
         with session.display.phase('evaluate', f'evaluating after round {number}'):
-            results, samples, verdict, counts = partitioning.fetch(
-                evaluate.measure(model, self.batches, jnp.uint32(session.place.seed), evaluation, self.keeper)
-            )
+            results, samples, verdict, counts = partitioning.fetch(self.program(*asked))
         found = evaluate.summarise(results, evaluation.sampler.samples)
         flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (samples, verdict))
         stored = store.lines(self.items, *flat, self.vocabulary, labels=True, limit=self.stored)

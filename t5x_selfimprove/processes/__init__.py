@@ -104,9 +104,15 @@ def name() -> str:
 
 
 def phase(text: str) -> None:
-    """Says what all processes do from here on. Whoever comes to it late, or stays in it too long, ends the run."""
+    """Waits until all processes are here, to do something together. Whoever comes late, or stays in it too long, ends
+    the run. (Collectives have time limits of their own, those of Gloo 30 s: nobody should begin them alone.)"""
+    compare(text, None)
+
+
+def after(text: str) -> None:
+    """Says that a phase is over, and that this process is on its way to the next."""
     if _joined:
-        _joined.channel.phase(text)
+        _joined.channel.phase(f'what follows {text}')
 
 
 def compare(what: str, value: Any) -> list[Any]:

@@ -237,13 +237,16 @@ class Channel:
             threading.Thread(target=loop, daemon=True, name=loop.__name__).start()
 
     def _start(self, address: tuple[str, int]) -> list[str]:
+        message: dict[str, Any] = {}
         with contextlib.suppress(OSError):
             for message in self._said:
-                if 'failure' in message:
-                    raise TimeoutError(message['failure'])
                 if 'go' in message:
                     return message['go']
-        raise TimeoutError(f'process 0 at {address[0]}:{address[1]} hung up before all processes were there')
+                if 'failure' in message:
+                    break
+        self._socket.close()
+        hung_up = f'process 0 at {address[0]}:{address[1]} hung up before all processes were there'
+        raise TimeoutError(message.get('failure', hung_up))
 
     def phase(self, text: str) -> None:
         """Says what this process does from here on. All processes go through the same phases."""

@@ -2,8 +2,8 @@
 
 What is set in the environment: KILLING_IN, the folder that is watched; KILLING_LOG, a file that the changes are
 written to, one a line, such as `os.rename checkpoints/1.orbax-checkpoint-tmp`; KILLING_AT, the change before which the
-process gets SIGKILL; KILLING_AFTER, seconds to wait from there on (what writes by itself, such as the threads of the
-checkpoint's arrays, goes on meanwhile).
+process gets a signal; KILLING_SIGNAL, its name, SIGKILL if it is not set; KILLING_AFTER, seconds to wait from there on
+(what writes by itself, such as the threads of the checkpoint's arrays, goes on meanwhile).
 """
 
 import os
@@ -19,7 +19,7 @@ FOLDER = os.environ.get('KILLING_IN')
 def kill(seconds: float) -> None:
     """Ends this process as the system would: nothing is flushed, nothing closed."""
     time.sleep(seconds)
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.Signals[os.environ.get('KILLING_SIGNAL', 'SIGKILL')])
 
 
 def watch() -> None:

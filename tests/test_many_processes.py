@@ -1,0 +1,41 @@
+"""A run in two processes, stopped by a signal to one of them, gone on with in one: the run of one process."""
+
+import os
+import pathlib
+
+from tests import tiny_run
+from tests.many_processes import ends, largest_difference, output, paths, start
+from tests.tiny_run import events, finished, improve_arguments, pretrained, steps
+
+KILLING = pathlib.Path(__file__).parent / 'killing'  # see sitecustomize.py there
+
+
+def test_two_processes_then_one(tmp_path):
+    directory = tmp_path / 'run'
+    signalled = {
+        'PYTHONPATH': f'{KILLING}{os.pathsep}{tiny_run.ROOT}',
+        'KILLING_IN': f'{directory}/',
+        'KILLING_LOG': str(tmp_path / 'changes'),
+        'KILLING_AT': 'open samples/.round_0001.jsonl.partial',
+        'KILLING_SIGNAL': 'SIGTERM',
+    }
+    # One device each and quick compilation, which is most of the time that this takes.
+    quick = {'XLA_FLAGS': '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'}
+    settings = {'session__Place__cpu_devices': 1}
+    codes = ends(start(directory, pretrained().directory, 2, signalled, quick, **settings))
+    said = [output(directory, number).read_text() for number in range(2)]
+    assert codes == [75, 75], said
+    # Both stop at one boundary, though one alone was asked to; one alone tells of the run.
+    assert all('stopped as SIGTERM asked, after round 1 of 2; all of it is saved' in text for text in said)
+    assert '2 x cpu (cpu) in 2 processes' in said[0] and 'after round 1: greedy' in said[0]
+    assert 'round 1:' not in said[1]
+    assert steps(directory) == [0, 1] and len(events(directory, 'round')) == 1
+    one = finished().directory
+    assert paths(directory, 'round_0001.jsonl') == paths(one, 'round_0001.jsonl')
+    assert paths(directory, 'evaluation_0001.jsonl') == paths(one, 'evaluation_0001.jsonl')
+    assert largest_difference(directory, one, 1) < 1e-5
+    # Restored on another number of processes and devices.
+    outcome = tiny_run.done(improve_arguments(directory, pretrained().directory))
+    assert 'resumed after round 1 of 2' in outcome.out
+    assert paths(directory, 'round_0002.jsonl') == paths(one, 'round_0002.jsonl')
+    assert largest_difference(directory, one, 2) < 1e-5
