@@ -23,9 +23,9 @@ install_references() {
   [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || return 0
   # On Linux the plain version brings gigabytes of CUDA along.
   [ "$(uname -s)" != Linux ] || torch=$torch+cpu
-  note "pip install $torch, then -e '$ROOT[references]'"
+  note "pip install $torch, then -e '${ROOT}[references]'"
   if "$PYTHON" -m pip install --disable-pip-version-check --no-input -q "$torch" >"$log" 2>&1 &&
-    "$PYTHON" -m pip install --disable-pip-version-check --no-input -q -e "$ROOT[references]" >>"$log" 2>&1; then
+    "$PYTHON" -m pip install --disable-pip-version-check --no-input -q -e "${ROOT}[references]" >>"$log" 2>&1; then
     printf '%s\n' "$wanted" >"$stamp"
   else
     note "not installed: $(grep -m 1 ERROR "$log" || echo "see $log")"
