@@ -83,6 +83,15 @@ BAD = {
         {'unlabelled/data.Possessions.split': 'held_out'},
         r'16 questions of round 1 are evaluation questions .*set train_on_evaluation=True',
     ),
+    'evaluation questions in a file': (
+        {
+            'unlabelled/feed.Feed.bank': '@data.TaskFile()',
+            'data__TaskFile__path': 'bank.jsonl',
+            'data__TaskFile__task': 'gsm8k',
+            'data__TaskFile__labels': False,
+        },
+        r'16 questions of round 1 are evaluation questions .*set train_on_evaluation=True',
+    ),
     'evaluation without labels': (
         {
             'held_out/feed.Feed.bank': '@data.JsonLines()',
