@@ -1,0 +1,135 @@
+"""What these cores can do at most, measured beside the arms of `sampling`, float32.
+
+    decode products   of 64 rows with every matrix of the model in turn, each in an array of its own, [in, out]: weights
+                      come from memory as they do in decoding
+    large product     1024 x 1024 x 1024
+    multiply-adds     in registers, by a C program (`gcc -O3 -march=native`) on each core; left out without gcc
+"""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tests.benchmarks.sampling_workloads import Sizes
+
+STEPS = 10  # of decoding in one measurement
+LARGE = 1024
+TURNS = 40_000_000
+SUMS = [f's{number}' for number in range(12)]  # independent: they hide the latency of two multiply-add units
+PEAK = f"""
+#include <stdio.h>
+#include <time.h>
+typedef float V __attribute__((vector_size(64)));
+int main(void) {{
+  V {', '.join(f'{name} = {{0}}' for name in SUMS)}, a, b;
+  for (int j = 0; j < 16; j++) {{ a[j] = 0.999f; b[j] = 0.001f * j; }}
+  struct timespec from, to;
+  clock_gettime(CLOCK_MONOTONIC, &from);
+  for (long turn = 0; turn < {TURNS}; turn++) {{
+    {' '.join(f'{name} = {name} * a + b;' for name in SUMS)}
+    __asm__ volatile("" : {', '.join(f'"+v"({name})' for name in SUMS)});
+  }}
+  clock_gettime(CLOCK_MONOTONIC, &to);
+  V all = {' + '.join(SUMS)};
+  double seconds = to.tv_sec - from.tv_sec + 1e-9 * (to.tv_nsec - from.tv_nsec);
+  printf("%f %f\\n", 2.0 * 16 * {len(SUMS)} * {TURNS} / seconds, all[3]);
+}}
+"""
+
+
+def decode_layer(x: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
+    """The products of a layer, each feeding the next; what is between them takes next to no time."""
+    query, key, value = (x @ weights[name] for name in ('query', 'key', 'value'))
+    mixed = query + jnp.concatenate([key, value], axis=-1)
+    mixed = mixed @ weights['out']
+    return 0.3 * ((mixed @ weights['gate'] + mixed @ weights['up']) @ weights['down'])
+
+
+class Products:
+    """The arm. A turn measures every rate once, in operations a second."""
+
+    def __init__(self, sizes: Sizes, rows: int):
+        """Compiles the products.
+
+        Raises:
+          ValueError: sizes for which queries are not as wide as keys and values together.
+        """
+        if sizes.heads != 2 * sizes.kv_heads:
+            raise ValueError(f'heads = {sizes.heads} must be twice kv_heads = {sizes.kv_heads}')
+        shapes = {
+            'query': (sizes.width, sizes.heads * sizes.head_size),
+            'key': (sizes.width, sizes.kv_heads * sizes.head_size),
+            'value': (sizes.width, sizes.kv_heads * sizes.head_size),
+            'out': (sizes.heads * sizes.head_size, sizes.width),
+            'gate': (sizes.width, sizes.feed_forward),
+            'up': (sizes.width, sizes.feed_forward),
+            'down': (sizes.feed_forward, sizes.width),
+        }
+        keys = iter(jax.random.split(jax.random.key(0), 7 * sizes.layers + 3))
+        normal = lambda *shape: jax.random.normal(next(keys), shape) * shape[-2] ** -0.5  # noqa: E731
+        layers = [{name: normal(*shape) for name, shape in shapes.items()} for _ in range(sizes.layers)]
+        head, x, large = normal(sizes.width, sizes.vocabulary), normal(rows, sizes.width), normal(LARGE, LARGE)
+
+        def through(x: jax.Array, layers: list[dict[str, jax.Array]]) -> jax.Array:
+            for weights in layers:
+                x = decode_layer(x, weights)
+            return x
+
+        def scored(x: jax.Array, head: jax.Array) -> jax.Array:
+            logits = x @ head  # all of them are used, or the product would be of fewer columns
+            return logits[:, : sizes.width] + 1e-6 * logits.max(axis=-1, keepdims=True)
+
+        through_all = 2 * rows * sizes.layers * sizes.layer_parameters
+        self.programs = {
+            'layers': (repeated(through, x, layers), through_all),
+            'output embedding': (repeated(scored, x, head), 2 * rows * sizes.width * sizes.vocabulary),
+            'large product': (repeated(lambda x, large: large @ x, large, large), 2 * LARGE**3),
+        }
+        self.facts: dict[str, Any] = {}
+        self.peak = _peak_program()
+        for program, _ in self.programs.values():
+            program()
+
+    def __call__(self) -> dict[str, Any]:
+        """Operations a second of each; `decode products` of the layers and the output embedding together."""
+        seconds = {}
+        for name, (program, _) in self.programs.items():
+            start = time.perf_counter()
+            program()
+            seconds[name] = (time.perf_counter() - start) / STEPS
+        found = {name: count / seconds[name] for name, (_, count) in self.programs.items()}
+        step = ('layers', 'output embedding')
+        found['decode products'] = sum(self.programs[name][1] for name in step) / sum(seconds[name] for name in step)
+        if self.peak is not None:
+            runs = [subprocess.Popen([self.peak], stdout=subprocess.PIPE) for _ in os.sched_getaffinity(0)]
+            found['multiply-adds'] = sum(float(run.communicate()[0].split()[0]) for run in runs)
+        return {'rates': found}
+
+
+def repeated(step: Callable, x: jax.Array, weights: Any) -> Callable[[], Any]:
+    """A compiled program that takes `STEPS` steps, the result of one the input of the next."""
+    loop = lambda x, weights: jax.lax.fori_loop(0, STEPS, lambda _, x: step(x, weights), x)  # noqa: E731
+    compiled = jax.jit(loop).lower(x, weights).compile()
+    return lambda: jax.block_until_ready(compiled(x, weights))
+
+
+def _peak_program() -> str | None:
+    """The C program, compiled; None without a compiler that takes it."""
+    if shutil.which('gcc') is None:
+        return None
+    folder = pathlib.Path(tempfile.mkdtemp())
+    source, program = folder / 'peak.c', folder / 'peak'
+    source.write_text(PEAK, encoding='utf-8')
+    with contextlib.suppress(subprocess.CalledProcessError):
+        subprocess.run(['gcc', '-O3', '-march=native', '-o', program, source], check=True, capture_output=True)
+        return str(program)
+    return None
