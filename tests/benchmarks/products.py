@@ -1,9 +1,9 @@
 """What these cores can do at most, measured beside the arms of `sampling`, float32.
 
-    decode products   of 64 rows with every matrix of the model in turn, each in an array of its own, [in, out]: weights
-                      come from memory as they do in decoding
-    large product     1024 x 1024 x 1024
-    multiply-adds     in registers, by a C program (`gcc -O3 -march=native`) on each core; left out without gcc
+decode products   of 64 rows with every matrix of the model in turn, each in an array of its own, [in, out]: weights
+                  come from memory as they do in decoding
+large product     1024 x 1024 x 1024
+multiply-adds     in registers, by a C program (`gcc -O3 -march=native`) on each core; left out without gcc
 """
 
 import contextlib

@@ -3,15 +3,17 @@
     python -m tests.benchmarks.sampling OUT.json [--peers-python=...] [--cores 0] [--repeats=3] [--workloads S S2]
         [--arms ...] [--field slots=32]
 
-Run it from the project's folder, on a machine that does nothing else. A random Qwen3 of 8 layers (width 512, 8 heads, 4
-key/value heads of size 64, feed-forward 1,536, vocabulary 32,000, tied, float32: 41.6 M parameters) is written once as a
-Hugging Face directory; every arm is a process that loads it, and they take turns, repeat by repeat.
+Run it from the project's folder, on a machine that does nothing else. A random Qwen3 of 8 layers (width 512, 8 heads,
+4 key/value heads of size 64, feed-forward 1,536, vocabulary 32,000, tied, float32: 41.6 M parameters) is written once as
+a Hugging Face directory; every arm is a process that loads it, and they take turns, repeat by repeat.
 
     S    a prefix of 768 tokens common to all, 4 questions of 64 tokens, 16 paths each, 128 tokens a path
     S2   no common prefix, 4 questions of 64 tokens, 16 paths each, lengths spread evenly over 16 .. 256
 
-Temperature 0.7. No path ends by itself: our sampler and transformers have the end forbidden (S2: until the length that
-is wanted, then forced), Tunix is given an end that is no token, the model has no end in llama.cpp. Tokens a second are
+Temperature 0.7. No path ends by itself: our sampler is told to draw no end of text (`min_tokens`), transformers and
+Tunix are given none that is a token, the model has none in llama.cpp. S2: our sampler has a `limit` for each path,
+transformers a stopping criterion, in llama.cpp a path leaves the batch; Tunix has no such thing but the end of text, so
+that all its paths run to 256, of which the lengths wanted are counted. Tokens a second are
 those of all paths by the time of the whole call, prompts read included, compilation not. The peers' packages may be in
 an interpreter of their own: torch==2.13.0 (a build for CPUs) first, then those of the extra `peers`. An arm whose
 package is missing is left out, with the reason. Memory: 16 GB for all arms together, Tunix 10 of them.
@@ -19,6 +21,7 @@ package is missing is left out, with the reason. Memory: 16 GB for all arms toge
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 from typing import Any
@@ -26,7 +29,7 @@ from typing import Any
 from tests.benchmarks import turns
 from tests.benchmarks.sampling_workloads import WORKLOADS, Sizes, chosen
 
-OURS, PRODUCTS = 'ours', 'products'
+OURS, PRODUCTS, SAVE = 'ours', 'products', 'save the model'
 PEERS = ('transformers', 'transformers, prefix reused', 'Tunix', 'llama.cpp, unified', 'llama.cpp, streams')
 ARMS = (PRODUCTS, OURS, *PEERS)
 HUGE_PAGES = 'glibc.malloc.hugetlb=1'
@@ -46,19 +49,24 @@ def arm(name: str, python: str, options: list[str]) -> turns.Arm:
     from t5x_selfimprove.main import CPU_FLAG
 
     environment = {'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': HUGE_PAGES, 'TOKENIZERS_PARALLELISM': 'false'}
-    if name in (OURS, PRODUCTS):
+    if name not in PEERS:
         environment['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {CPU_FLAG}'.strip()
     if name == 'transformers':
         environment['GLIBC_TUNABLES'] = ''
     if name == 'transformers, prefix reused':
         environment['GLIBC_TUNABLES'] = KEEPING
-    own = sys.executable if name in (OURS, PRODUCTS) else python
+    own = python if name in PEERS else sys.executable
     return turns.Arm(name, 'tests.benchmarks.sampling', own, environment, options)
 
 
 def make(asked: argparse.Namespace) -> turns.Ready:
     """The arm of this process."""
     workload = chosen(asked.workloads[0], asked.shrink)
+    if asked.work == SAVE:
+        from tests.benchmarks.sampling_ours import save_model
+
+        save_model(Sizes(), asked.directory)
+        raise SystemExit
     if asked.work == PRODUCTS:
         from tests.benchmarks.products import Products
 
@@ -97,18 +105,19 @@ def main() -> None:
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS))
     parser.add_argument('--field', action='append', default=[])
     parser.add_argument('--shrink', type=int, default=1, help='divides the lengths and the number of paths: for trials')
-    parser.add_argument('--work', choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument('--work', choices=[*ARMS, SAVE], help=argparse.SUPPRESS)
     parser.add_argument('--directory', help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.work:
         return turns.work(lambda: make(asked))
-    from tests.benchmarks.sampling_ours import save_model
     from tests.benchmarks.sampling_report import report
     from tests.benchmarks.timing import write
 
     found = {'cores': asked.cores, 'fields': asked.field, 'shrink': asked.shrink, 'workloads': {}}
     with tempfile.TemporaryDirectory() as directory:
-        save_model(Sizes(), directory)
+        # Not in this process: it has no threads that its arms could inherit.
+        save = arm(SAVE, sys.executable, ['--directory', directory])
+        subprocess.run(save.command, env={**os.environ, **save.environment}, check=True)
         for name in asked.workloads:
             arms = measure(asked, name, directory)
             workload = chosen(name, asked.shrink)

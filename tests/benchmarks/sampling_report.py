@@ -86,7 +86,7 @@ def check_logits(measured: dict[str, dict[str, Any]]) -> None:
     if OURS not in measured:
         return
     right = measured[OURS]['logits']
-    for name, each in measured.items():
+    for each in measured.values():
         each['logits differ by'] = max(abs(one - other) for one, other in zip(each['logits'], right, strict=True))
     apart = ', '.join(f'{name} {each["logits differ by"]:.1e}' for name, each in measured.items() if name != OURS)
     if apart:

@@ -10,7 +10,9 @@ import numpy as np
 
 TEMPERATURE = 0.7
 END = 1  # the token that ends a path; 0 pads
-SHOWN = 8  # logits after the first prompt that every arm tells: they compute the same model, or the run is worth nothing
+SHOWN = (
+    8  # logits after the first prompt that every arm tells: they compute the same model, or the run is worth nothing
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,9 @@ class Workload:
     def prompts(self, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
         """The prefix [X] and the questions [Q, P], random tokens that neither pad nor end."""
         random = np.random.RandomState(self.seed)
-        return random.randint(3, vocabulary, self.prefix), random.randint(3, vocabulary, (self.questions, self.question))
+        return random.randint(3, vocabulary, self.prefix), random.randint(
+            3, vocabulary, (self.questions, self.question)
+        )
 
     def rows_of(self, vocabulary: int) -> np.ndarray:
         """Prefix and question of every path [S, X + P], question-major."""
@@ -95,8 +99,8 @@ class Workload:
         return np.repeat(whole, self.samples, axis=0)
 
     def flops(self, sizes: Sizes) -> float:
-        """Of the least work: the prefix read once, each question once, the first tokens of a question's paths drawn from
-        one row of logits, and the last token of a path not read."""
+        """Of the least work: the prefix read once, each question once, the first tokens of a question's paths drawn
+        from one row of logits, and the last token of a path not read."""
         start = self.prefix + self.question
         read = self.lengths - 1
         tokens = start - self.question + self.questions * self.question + int(read.sum())

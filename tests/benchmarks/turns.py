@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Every thread pool of the arms that is not asked for its size in the program itself.
 THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')
 
@@ -44,13 +43,17 @@ class Arm:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     options: Sequence[str] = ()
 
+    @property
+    def command(self) -> list[str]:
+        """What is run."""
+        return [self.python, '-m', self.module, '--work', self.name, *self.options]
+
     def start(self, cores: Sequence[int]) -> subprocess.Popen:
         """The process, on the given cores."""
         environment = {**os.environ, **dict.fromkeys(THREADS, str(len(cores))), **self.environment}
-        command = [self.python, '-m', self.module, '--work', self.name, *self.options]
         pin = lambda: os.sched_setaffinity(0, cores)  # noqa: E731
         pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
-        return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, preexec_fn=pin, **pipes)
+        return subprocess.Popen(self.command, env=environment, text=True, preexec_fn=pin, **pipes)
 
 
 def peak_memory() -> int:
