@@ -4,8 +4,8 @@
         [--arms ...] [--field slots=32]
 
 Run it from the project's folder, on a machine that does nothing else. A random Qwen3 of 8 layers (width 512, 8 heads,
-4 key/value heads of size 64, feed-forward 1,536, vocabulary 32,000, tied, float32: 41.6 M parameters) is written once as
-a Hugging Face directory; every arm is a process that loads it, and they take turns, repeat by repeat.
+4 key/value heads of size 64, feed-forward 1,536, vocabulary 32,000, tied, float32: 41.6 M parameters) is written once
+as a Hugging Face directory; every arm is a process that loads it, and they take turns, repeat by repeat.
 
     S    a prefix of 768 tokens common to all, 4 questions of 64 tokens, 16 paths each, 128 tokens a path
     S2   no common prefix, 4 questions of 64 tokens, 16 paths each, lengths spread evenly over 16 .. 256

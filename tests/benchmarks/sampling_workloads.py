@@ -88,9 +88,8 @@ class Workload:
     def prompts(self, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
         """The prefix [X] and the questions [Q, P], random tokens that neither pad nor end."""
         random = np.random.RandomState(self.seed)
-        return random.randint(3, vocabulary, self.prefix), random.randint(
-            3, vocabulary, (self.questions, self.question)
-        )
+        prefix = random.randint(3, vocabulary, self.prefix)
+        return prefix, random.randint(3, vocabulary, (self.questions, self.question))
 
     def rows_of(self, vocabulary: int) -> np.ndarray:
         """Prefix and question of every path [S, X + P], question-major."""

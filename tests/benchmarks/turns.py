@@ -48,10 +48,12 @@ class Arm:
         """What is run."""
         return [self.python, '-m', self.module, '--work', self.name, *self.options]
 
-    def start(self, cores: Sequence[int]) -> subprocess.Popen:
-        """The process, on the given cores."""
-        environment = {**os.environ, **dict.fromkeys(THREADS, str(len(cores))), **self.environment}
-        pin = lambda: os.sched_setaffinity(0, cores)  # noqa: E731
+    def start(self, cores: Sequence[int] | None) -> subprocess.Popen:
+        """The process, on the given cores, or on all."""
+        environment = {**os.environ, **self.environment}
+        if cores is not None:
+            environment |= dict.fromkeys(THREADS, str(len(cores)))
+        pin = None if cores is None else lambda: os.sched_setaffinity(0, cores)
         pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
         return subprocess.Popen(self.command, env=environment, text=True, preexec_fn=pin, **pipes)
 
@@ -84,7 +86,7 @@ def work(make: Callable[[], Ready]) -> None:
         print(json.dumps(facts), file=answers)
 
 
-def take_turns(arms: Sequence[Arm], cores: Sequence[int], repeats: int) -> dict[str, dict[str, Any]]:
+def take_turns(arms: Sequence[Arm], cores: Sequence[int] | None, repeats: int) -> dict[str, dict[str, Any]]:
     """Runs the arms in turn.
 
     Returns:
@@ -132,6 +134,7 @@ def _answer(arm: Arm, process: subprocess.Popen) -> dict[str, Any]:
 def _end(process: subprocess.Popen) -> None:
     process.stdin.close()
     process.wait()
+    process.stdout.close()
 
 
 def middle(facts: Mapping[str, Any], field: str) -> float:
