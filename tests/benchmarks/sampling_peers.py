@@ -231,6 +231,8 @@ class LlamaCpp:
         self.library, self.workload = llama_cpp, workload
         file = pathlib.Path(directory, f'model-{os.getpid()}.gguf')
         write_gguf(model_directory(directory), file)
+        self.silent = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept: C calls it
+        llama_cpp.llama_log_set(self.silent, None)
         llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
         file.unlink()  # it stays mapped
