@@ -65,6 +65,12 @@ def unstacked(blocks: nnx.Module) -> Any:
     return nnx.List([jax.tree.map(lambda array, number=number: array[number], blocks) for number in range(count)])
 
 
+def layers_apart(model: Any) -> int:
+    """How many layers a program of one step consists of that are not one loop over stacked layers; 0: none."""
+    blocks = getattr(getattr(model, 'decoder', model), 'blocks', None)
+    return len(blocks) if isinstance(blocks, nnx.List) else 0
+
+
 class Quantized(nnx.Module):
     """A weight in int8 with a scale for each output."""
 

@@ -19,7 +19,10 @@ from t5x_selfimprove.sampling.slots import Loop, Plan, Slots
 from t5x_selfimprove.sampling.transforms import Drawn, Transform, draw, likeliest
 from t5x_selfimprove.vocabulary import Vocabulary
 
-TAIL, LONG = (0.75, 0.5, 0.25, 0.125), 128  # of slots, and the tokens of a path from which on it is the default
+# Shares of the slots that the last paths move to, by how many times they move.
+TAILS = ((), (0.5,), (0.6, 0.3), (0.75, 0.5, 0.25), (0.75, 0.5, 0.25, 0.125))
+LONG = 128  # tokens of a path, from which on moving pays
+LAYERS_COMPILED = 64  # one by one, in all loops together
 
 
 class LanguageModel(Protocol):
@@ -66,7 +69,7 @@ class Sampler:
     slots: int | None = None  # paths drawn at the same time; None: as many as fit, see `cache_share`
     cache_share: float = 0.25  # of the memory of the devices that the keys and values of all slots may take by default
     period: int = 16  # steps between refills of the slots
-    tail: tuple[float, ...] | None = None  # shares of the slots that the last paths move to; None: TAIL on CPUs if LONG
+    tail: tuple[float, ...] | None = None  # shares of the slots that the last paths move to; None: `default_tail`
     adaptive: Adaptive | None = None  # no more paths than a vote needs
     weights: str = 'as trained'  # or 'int8' (models/decoding.py)
 
@@ -150,9 +153,8 @@ class Sampler:
             size = min(paths, self.slots // parts)
             if not size:
                 raise ValueError(f'slots = {self.slots} are fewer than the {parts} parts that a batch is split into')
-        # Each size is a loop of its own to compile, which long paths pay back; accelerators are as fast half empty.
-        pays = partitioning.platform() == 'cpu' and self.max_tokens >= LONG
-        sizes = slots.sizes_of(size, (TAIL if pays else ()) if self.tail is None else self.tail)
+        tail = default_tail(decoding.layers_apart(model), self.max_tokens) if self.tail is None else self.tail
+        sizes = slots.sizes_of(size, tail)
         return Plan(parts, questions // parts, self.samples, variants, sizes, self.period)
 
     def finished(self, loop: Loop) -> Samples:
@@ -316,6 +318,15 @@ class _Drawing:
             own=before.own,
         )
         return dataclasses.replace(loop, slots=after)
+
+
+def default_tail(layers_apart: int, max_tokens: int) -> tuple[float, ...]:
+    """Shares of the slots that the last paths move to. Each is a loop of its own to compile, which long paths pay back
+    where a half empty step takes half the time: on CPUs, whose layers stand apart. Accelerators are as fast half
+    empty."""
+    if not layers_apart or max_tokens < LONG:
+        return ()
+    return TAILS[max(0, min(len(TAILS), LAYERS_COMPILED // layers_apart) - 1)]
 
 
 def sample_keys(key: jax.Array, ids: UInt32[Array, 'Q 2'], samples: int) -> jax.Array:

@@ -154,7 +154,8 @@ def test_the_loss_by_its_formula_however_packed():
     assert int(together.segment.max()) > 3
     (got, same), other = loss_and_gradient(TINY, together)
     close(got / same, wanted / weight, 1e-6)
-    assert same == weight and largest_difference(other, gradient) < 1e-6 * float(weight)
+    largest = max(float(abs(array).max()) for array in jax.tree.leaves(gradient))
+    assert same == weight and largest_difference(other, gradient) < 4e-6 * largest  # sums of float32 in another order
     nothing = dataclasses.replace(together, loss_weight=0 * together.loss_weight)
     (total, weight), gradient = loss_and_gradient(TINY, nothing)
     assert total == weight == 0 and all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))

@@ -14,7 +14,7 @@ from t5x_selfimprove.partitioning import MeshShape
 from t5x_selfimprove.records import check
 from t5x_selfimprove.sampling import slots
 from t5x_selfimprove.sampling.adaptive import Adaptive
-from t5x_selfimprove.sampling.sampler import Sampler
+from t5x_selfimprove.sampling.sampler import Sampler, default_tail
 from t5x_selfimprove.sampling.slots import Plan
 from tests.consolidation.batches import Spelled
 from tests.models import tiny_t5
@@ -131,6 +131,11 @@ def test_slots_that_fit_the_memory(paths, bytes_of_one, room, fit):
 def test_sizes_fall():
     assert slots.sizes_of(64, (0.75, 0.5, 0.1)) == (64, 48, 32, 7)
     assert slots.sizes_of(2, (0.75, 0.5, 0.1)) == (2, 1)
+
+
+def test_deep_models_move_less_often():
+    assert [len(default_tail(layers, 128)) for layers in (0, 1, 8, 16, 24, 32, 48, 80)] == [0, 4, 4, 3, 1, 1, 0, 0]
+    assert default_tail(8, 127) == ()
 
 
 def test_slots_by_memory(monkeypatch):
