@@ -173,7 +173,7 @@ def attend_shared(
 
 def attend_own(
     query: Float[Array, 'S K G 1 h'],
-    mine: tuple[Float[Array, 'b S K h W'], Float[Array, 'b S K W h']],
+    mine: tuple[Float[Array, '*b S K h W'], Float[Array, '*b S K W h']],
     own: Own,
     softcap: float,
     allowed: Bool[Array, 'S 1 U'],
@@ -192,13 +192,14 @@ def attend_own(
     keys, values = mine
     width, full = own.width, jnp.full((), own.width)
 
+    if keys.ndim == 4:
+        return attend_segment(query, Segment(keys, values, full), softcap, allowed, bias)
+
     def of_block(number: Any) -> Part:
         here = lambda array: jax.lax.dynamic_slice_in_dim(array, number * width, width, axis=-1)  # noqa: E731
         block = Segment(keys[number], values[number], full)
         return attend_segment(query, block, softcap, here(allowed), None if bias is None else here(bias))
 
-    if keys.shape[0] == 1:
-        return of_block(0)
     shape = query.shape[:-1]
     nothing = jnp.zeros(query.shape, jnp.float32), jnp.full(shape, MASKED), jnp.zeros(shape, jnp.float32)
     return jax.lax.fori_loop(0, own.blocks, lambda number, part: joined([part, of_block(number)]), nothing)

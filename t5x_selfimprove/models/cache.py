@@ -49,12 +49,12 @@ class Own:
         sample 0   e   f   .   d         length = 3
         sample 1   a   b   .   .         length = 2: it began at step 4
 
-    The columns are in b blocks of W, so that those never written need not be read. Either all layers are stacked (one
-    array, [L, ...]), or there is an array for each.
+    Either all layers are stacked, or there is an array for each. In these the columns may be in b blocks of W, so that
+    those never written need not be read. A single block has no axis: XLA would copy the ring at each step to drop it.
     """
 
-    key: Any  # Float[Array, 'L b S K h W'], or a tuple of L arrays
-    value: Any  # Float[Array, 'L b S K W h'], or a tuple of L arrays
+    key: Any  # Float[Array, 'L S K h W'], or a tuple of L arrays, Float[Array, '*b S K h W']
+    value: Any  # Float[Array, 'L S K W h'], or a tuple of L arrays, Float[Array, '*b S K W h']
     length: Int32[Array, 'S']  # tokens read by each sample; -1: the next one read is not its own and is not kept
     step: Int32[Array, '']  # steps made
 
@@ -66,7 +66,8 @@ class Own:
     @property
     def room(self) -> int:
         """U, the number of columns."""
-        return self.width * jax.tree.leaves(self.value)[0].shape[-5]
+        in_blocks = isinstance(self.value, tuple) and self.value[0].ndim == 5
+        return self.width * (self.value[0].shape[0] if in_blocks else 1)
 
     @property
     def blocks(self) -> Int32[Array, '']:
@@ -96,8 +97,11 @@ class Own:
           The keys and values of all layers, and those of this one.
         """
         block, column = jnp.divmod(self.step % self.room, self.width)
-        entries = (jnp.moveaxis(key, 1, 3)[None], jnp.moveaxis(value, 1, 2)[None])
-        places = ((block, 0, 0, 0, column), (block, 0, 0, column, 0))
+        entries = (jnp.moveaxis(key, 1, 3), jnp.moveaxis(value, 1, 2))
+        places = ((0, 0, 0, column), (0, 0, column, 0))
+        if self.room > self.width:
+            entries = tuple(entry[None] for entry in entries)
+            places = tuple((block, *place) for place in places)
         written = [_write(*each, layer) for each in zip(arrays, entries, places, strict=True)]
         everywhere, here = zip(*written, strict=True)
         return everywhere, here
@@ -112,16 +116,17 @@ class Own:
 
     def map(self, change: Callable[[jax.Array], jax.Array]) -> 'Own':
         """The ring in which arrays are changed along the axis of the samples, which `change` sees first."""
-        over = jax.vmap(change) if isinstance(self.key, tuple) else jax.vmap(jax.vmap(change))
-        arrays = jax.tree.map(over, (self.key, self.value))
+        arrays = jax.tree.map(
+            lambda array: change(array) if array.ndim == 4 else jax.vmap(change)(array), (self.key, self.value)
+        )
         return Own(*arrays, change(self.length), self.step)
 
 
 def new_own(layers: int, rows: int, heads: int, room: int, size: int, dtype: Any, stacked: bool) -> Own:
-    """An empty ring for samples of `room` tokens, [S, K, U, h]. Stacked layers have one block."""
+    """An empty ring for samples of `room` tokens, in blocks where layers are by themselves."""
     width = room if stacked else min(room, BLOCK)
-    blocks = -(-room // width)
-    key, value = (blocks, rows, heads, size, width), (blocks, rows, heads, width, size)
+    blocks = (-(-room // width),) if width < room else ()
+    key, value = (*blocks, rows, heads, size, width), (*blocks, rows, heads, width, size)
     make = lambda shape: jnp.zeros((layers, *shape), dtype) if stacked else (jnp.zeros(shape, dtype),) * layers  # noqa: E731
     return Own(make(key), make(value), jnp.zeros(rows, jnp.int32), jnp.zeros((), jnp.int32))
 
