@@ -1,5 +1,6 @@
 """What every test runs under: the CPU as eight devices, strict JAX, shapes and types checked on every call."""
 
+import gc
 import os
 import pathlib
 import sys
@@ -49,6 +50,15 @@ def pytest_configure(config: pytest.Config):
         # A second run of the suite compiles little; so does the second of two processes.
         jax.config.update('jax_compilation_cache_dir', str(config.cache.mkdir('jax')))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def programs_are_let_go():
+    """The programs that a file compiled go with it. Each maps memory in many pieces, and the kernel grants a process
+    65,530 (vm.max_map_count): past them the compiler ends the process."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope='session')
