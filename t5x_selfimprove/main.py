@@ -9,8 +9,9 @@ from typing import Any
 
 from t5x_selfimprove import stopping
 
-# The YNNPACK fusions of jaxlib 0.10 slow decoding on a CPU (tests/benchmarks/sampler_batch.py measures it), and a
-# prototype of a sampler drew other tokens in large batches with them than in small ones.
+# Of what jaxlib 0.10 hands to YNNPACK on a CPU only sums gain by it; products are the faster ones elsewhere
+# (tests/benchmarks/sampler_batch.py measures both), and with them a prototype of a sampler drew other tokens in large
+# batches than in small ones.
 CPU_FLAG = '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE'
 
 HELP = """{usage}

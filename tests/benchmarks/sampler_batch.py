@@ -1,12 +1,11 @@
-"""Tokens a second of the sampler by questions sampled at a time, with and without XLA's YNNPACK fusions.
+"""Tokens a second of the sampler by questions sampled at a time, with XLA's YNNPACK fusions of sums alone and of all it can.
 
     python -m tests.benchmarks.sampler_batch OUT.json [--repeats=3] [--questions=128] [--gin.NAME=value]
 
 Run it from the project's folder, on a machine that does nothing else; `taskset -c 0` shows one core. Every row draws
 the same paths of the same questions of the quickstart, in batches of another size, from a new model of its size (which
 hardly ever ends by itself). The two columns run in processes of their own, because XLA reads its flags once:
-`fusions off` has XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= , which the command line sets for jaxlib 0.10;
-`fusions on` is XLA as it comes.
+`sums` has the flag that the command line sets for jaxlib 0.10 (main.CPU_FLAG), `all` is XLA as it comes.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from typing import Any
 from t5x_selfimprove.main import CPU_FLAG
 
 PER_BATCH = (4, 8, 16, 32, 128)
-SETTINGS = {'fusions off': True, 'fusions on': False}  # whether the flag is set
+SETTINGS = {'sums': True, 'all': False}  # whether the flag is set
 GIN_FILE = 'gin/runs/quickstart.gin'
 
 

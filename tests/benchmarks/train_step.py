@@ -1,24 +1,32 @@
-"""Tokens a second of one optimizer update, beside the same update in PyTorch and transformers.
+"""Tokens a second of one optimizer update, beside the same update in PyTorch with transformers and in Tunix.
 
-    python -m tests.benchmarks.train_step OUT.json [--repeats=3] [--cores=0] [--arms ...]
+    python -m tests.benchmarks.train_step [OUT.json] [--peers-python=PYTHON] [--repeats=3] [--cores 0] [--arms ...]
 
 A Qwen3 of 8 layers (width 512, 8 heads, 4 key/value heads, feed-forward 1,536, vocabulary 32,000, tied: 41.6 M
-parameters) makes one AdamW update on 32 rows of 256 tokens. Every arm is a process of its own on the same cores, and
-they take turns, so that a busy machine slows all of them. Needs torch and transformers for the arms of that name.
-Memory: up to 9 GB for an arm; an arm keeps its memory between its turns.
+parameters) makes one AdamW update, gradients clipped, on 32 rows of 256 tokens. Every arm is a process of its own on
+the same cores, and they take turns (`turns`). PyTorch and Tunix run in `--peers-python`, an interpreter that has the
+extra 'peers' (Tunix wants versions of its own), else in this one; an arm whose packages are not there is left out with
+the reason. CPU/wall well below the number of cores: something else ran on them, and tokens by CPU second say more than
+tokens by second. Memory: up to 12 GB for an arm.
 """
 
 import argparse
-import json
+import functools
+import importlib.metadata
 import os
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
+
+from t5x_selfimprove.main import CPU_FLAG
+from tests.benchmarks.turns import Arm, cpu_share, middle, spread, take_turns, work
+
+MODULE = 'tests.benchmarks.train_step'
 ROWS, LENGTH, VOCABULARY = 32, 256, 32_000
 SIZES = {'width': 512, 'layers': 8, 'heads': 8, 'kv_heads': 4, 'head_size': 64, 'feed_forward': 1536}
+PEAK, BETA, DECAY, CLIP = 1e-3, 0.98, 0.1, 1.0
 OURS = {
     'float32': {},
     'float32, layers recomputed': {'remat': 'full'},
@@ -28,13 +36,30 @@ OURS = {
     'bfloat16 products by YNNPACK, layers recomputed': {'dtype': 'bfloat16', 'remat': 'full'},
     'bfloat16 products by YNNPACK, layers but their products recomputed': {'dtype': 'bfloat16', 'remat': 'dots'},
 }
-# XLA's own products are the faster ones in float32, and its fusions with YNNPACK slow (see sampler_batch).
-FLAG = '--xla_cpu_experimental_ynn_fusion_type='
 TORCH = {'PyTorch float32': False, 'PyTorch bfloat16 autocast': True}
+TUNIX = {'Tunix float32': 'NONE', 'Tunix float32, layers recomputed': 'DECODER'}
+PEERS = {**TORCH, **TUNIX}
 
 
-def ours(fields: dict) -> Callable[[], float]:
-    """A function that makes one update and returns its loss."""
+def batch() -> np.ndarray:
+    """The tokens of all arms, int32[ROWS, LENGTH]."""
+    return np.random.default_rng(0).integers(3, VOCABULARY, (ROWS, LENGTH), dtype=np.int32)
+
+
+class Update:
+    """An arm that is ready: every call makes one update."""
+
+    def __init__(self, update: Callable[[], float], compiled: Any = None, **facts: Any):
+        """Makes the first update, which may compile; `compiled`: the program, where there is one to look at."""
+        self.update, self.compiled, self.facts = update, compiled, {**facts, 'first_loss': update()}
+
+    def __call__(self) -> dict[str, Any]:
+        """Makes another."""
+        return {'loss': self.update()}
+
+
+def our_arm(fields: dict[str, str]) -> Update:
+    """The update of this project."""
     import jax
     import jax.numpy as jnp
 
@@ -46,24 +71,24 @@ def ours(fields: dict) -> Callable[[], float]:
     from t5x_selfimprove.records import Examples
 
     config = TransformerConfig(**SIZES, qk_norm=True, tied=True, **fields)
-    learner = Supervised(Packing(LENGTH), AdamW(Schedule(1e-3, 0, 'constant')), steps=1, batch_rows=ROWS)
+    optimizer = AdamW(Schedule(PEAK, 0, 'constant'), b2=BETA, weight_decay=DECAY, clip=CLIP)
+    learner = Supervised(Packing(LENGTH), optimizer, steps=1, batch_rows=ROWS)
     state = jax.jit(lambda: new_state(config.create(VOCABULARY, jax.random.key(0)), learner, 0, False))()
-    tokens = jax.random.randint(jax.random.key(1), (ROWS, LENGTH), 3, VOCABULARY)
     full = jnp.full(ROWS, LENGTH)
-    examples = Examples(tokens, jnp.ones(ROWS, jnp.int32), full, jnp.ones(ROWS))
+    examples = Examples(jnp.asarray(batch()), jnp.ones(ROWS, jnp.int32), full, jnp.ones(ROWS))
     lessons, _ = learner.packing(examples, jax.random.key(2))
     step = jax.jit(learner.update, donate_argnums=0).lower(state, lessons, jax.random.key(3)).compile()
-    print(f'temporary {step.memory_analysis().temp_size_in_bytes / 2**30:.2f} GiB', file=sys.stderr)
     kept = [state]
 
     def update() -> float:
         kept[0], metrics = step(kept[0], lessons, jax.random.key(3))
         return float(metrics['loss'].total / metrics['loss'].weight)
 
-    return update
+    temporary = step.memory_analysis().temp_size_in_bytes
+    return Update(update, step, temporary_bytes=temporary, **versions('jax', 'flax'))
 
 
-def torch_arm(autocast: bool) -> Callable[[], float]:
+def torch_arm(autocast: bool) -> Update:
     """The same update in PyTorch: forward with labels, backward, AdamW."""
     import torch
     import transformers
@@ -82,96 +107,116 @@ def torch_arm(autocast: bool) -> Callable[[], float]:
         use_cache=False,
     )
     model = transformers.Qwen3ForCausalLM(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.98), weight_decay=0.1)
-    tokens = torch.randint(3, VOCABULARY, (ROWS, LENGTH))
+    optimizer = torch.optim.AdamW(model.parameters(), PEAK, betas=(0.9, BETA), weight_decay=DECAY)
+    tokens = torch.from_numpy(batch().astype(np.int64))
 
     def update() -> float:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
             loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         return float(loss.detach())
 
-    return update
+    return Update(update, **versions('torch', 'transformers'))
 
 
-def work(name: str) -> None:
-    """One arm: warms up, then makes an update for every line it reads and answers its seconds."""
-    update = torch_arm(TORCH[name]) if name in TORCH else ours(OURS[name])
-    first = update()
-    print(json.dumps({'first_loss': first}), flush=True)
-    for _ in sys.stdin:
-        cpu, start = time.process_time(), time.perf_counter()
-        loss = update()
-        facts = {'seconds': time.perf_counter() - start, 'cpu_seconds': time.process_time() - cpu, 'loss': loss}
-        print(json.dumps(facts), flush=True)
+def tunix_arm(remat: str) -> Update:
+    """The same update by Tunix: its Qwen 3 and its PeftTrainer, which without adapters trains everything."""
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+    from tunix.models.qwen3 import model as qwen3
+    from tunix.sft import peft_trainer, utils
+
+    config = qwen3.ModelConfig(
+        num_layers=SIZES['layers'],
+        vocab_size=VOCABULARY,
+        embed_dim=SIZES['width'],
+        hidden_dim=SIZES['feed_forward'],
+        num_heads=SIZES['heads'],
+        head_dim=SIZES['head_size'],
+        num_kv_heads=SIZES['kv_heads'],
+        rope_theta=10_000,
+        norm_eps=1e-6,
+        use_tied_embedding=True,
+        remat_config=qwen3.RematConfig[remat],
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(PEAK, 0.9, BETA, weight_decay=DECAY))
+    settings = peft_trainer.TrainingConfig(eval_every_n_steps=1_000_000)
+    trainer = peft_trainer.PeftTrainer(qwen3.Qwen3(config, rngs=nnx.Rngs(0)), optimizer, settings)
+    trainer.is_managed_externally = True  # `train` is called for every update, and does not close the trainer
+    tokens = jnp.asarray(batch())
+    mask = jnp.ones(tokens.shape, bool)
+    facts = {'positions': utils.build_positions_from_mask(mask), 'attention_mask': utils.make_causal_attn_mask(mask)}
+    trainer = trainer.with_gen_model_input_fn(
+        lambda given: {'input_tokens': given.input_tokens, 'input_mask': given.input_mask, **facts}
+    )
+    given = peft_trainer.TrainingInput(input_tokens=tokens, input_mask=mask)
+
+    def update() -> float:
+        trainer.train([given])
+        return float(trainer._prev_buffered_train_metrics.loss)  # the trainer hands losses to its loggers alone
+
+    return Update(update, **versions('google-tunix', 'jax', 'flax'))
 
 
-def start(name: str, cores: set[int]) -> subprocess.Popen:
-    """The process of an arm, on the given cores."""
-    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
-    environment.setdefault('XLA_FLAGS', FLAG + ('LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT' if 'YNNPACK' in name else ''))
-    count = str(len(cores))
-    environment |= {'OMP_NUM_THREADS': count, 'MKL_NUM_THREADS': count}
-    command = [sys.executable, '-m', 'tests.benchmarks.train_step', '--work', name]
-    pin = lambda: os.sched_setaffinity(0, cores)  # noqa: E731
-    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
-    return subprocess.Popen(command, env=environment, text=True, preexec_fn=pin, **pipes)
+def versions(*names: str) -> dict[str, dict[str, str]]:
+    """The versions of packages, as a fact of an arm."""
+    return {'packages': {name: importlib.metadata.version(name) for name in names}}
 
 
-def answer(arm: subprocess.Popen) -> dict:
-    """The arm's next line. Raises RuntimeError where it has ended."""
-    line = arm.stdout.readline()
-    if not line:
-        raise RuntimeError(f'an arm ended with status {arm.wait()}: {arm.args}')
-    return json.loads(line)
+def make(name: str) -> Update:
+    """The arm of a name. Raises ImportError where a package of it is not there."""
+    if name in TUNIX:
+        return tunix_arm(TUNIX[name])
+    return torch_arm(TORCH[name]) if name in TORCH else our_arm(OURS[name])
+
+
+def arm(name: str, peers_python: str) -> Arm:
+    """The process of an arm. All have memory in huge pages, which is worth a third and more to each of them."""
+    environment = {'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+    if 'XLA_FLAGS' not in os.environ and name in OURS:
+        environment['XLA_FLAGS'] = CPU_FLAG + (',LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT' if 'YNNPACK' in name else '')
+    return Arm(name, MODULE, peers_python if name in PEERS else sys.executable, environment)
 
 
 def main() -> None:
-    """Runs the arms in turn; prints a table and writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-    parser.add_argument('out', nargs='?', default='train_step.json')
+    """Runs the arms in turn; prints a table, and writes JSON if a file is named."""
+    parser = argparse.ArgumentParser(prog=f'python -m {MODULE}', usage=__doc__)
+    parser.add_argument('out', nargs='?')
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--cores', type=int, nargs='+', default=[0])
-    parser.add_argument('--arms', nargs='+', choices=[*OURS, *TORCH], default=[*OURS, *TORCH])
-    parser.add_argument('--work', choices=[*OURS, *TORCH])
-    arguments = parser.parse_args()
-    if arguments.work:
-        return work(arguments.work)
-    found, arms = {}, {}
-    for name in arguments.arms:  # one after the other, so that no two compile or warm up at once
-        arms[name] = start(name, set(arguments.cores))
-        found[name] = {**answer(arms[name]), 'repeats': []}
-    for _ in range(arguments.repeats):
-        for name, arm in arms.items():
-            arm.stdin.write('\n')
-            arm.stdin.flush()
-            found[name]['repeats'].append(answer(arm))
-    for arm in arms.values():
-        arm.stdin.close()
-        arm.wait()
-    report(found, arguments)
+    parser.add_argument('--arms', nargs='+', choices=[*OURS, *PEERS], default=[*OURS, *PEERS])
+    parser.add_argument('--peers-python', default=sys.executable)
+    parser.add_argument('--work', choices=[*OURS, *PEERS])
+    asked = parser.parse_args()
+    if asked.work:
+        return work(functools.partial(make, asked.work))
+    report(take_turns([arm(name, asked.peers_python) for name in asked.arms], asked.cores, asked.repeats), asked)
 
 
-def report(found: dict, arguments: argparse.Namespace) -> None:
-    """Prints the table, ratios against the first PyTorch arm, and writes the file."""
+def report(found: dict[str, dict[str, Any]], asked: argparse.Namespace) -> None:
+    """Prints the table, with ratios against the peers, and writes the file."""
     from tests.benchmarks.timing import show, write
 
-    rate = {}
-    for name, facts in found.items():
-        seconds = sorted(each['seconds'] for each in facts['repeats'])
-        rate[name] = [ROWS * LENGTH / value for value in (statistics.median(seconds), seconds[-1], seconds[0])]
-    against = [name for name in TORCH if name in rate]
+    ran = {name: facts for name, facts in found.items() if 'left out' not in facts}
+    rates = {name: ROWS * LENGTH / middle(facts, 'seconds') for name, facts in ran.items()}
+    against = [name for name in ('PyTorch float32', 'PyTorch bfloat16 autocast', *TUNIX) if name in rates]
     rows = []
-    for name, (middle, low, high) in rate.items():
-        share = statistics.median(each['cpu_seconds'] / each['seconds'] for each in found[name]['repeats'])
-        ratios = [f'{middle / rate[other][0]:.2f}' for other in against]
-        rows.append([name, f'{middle:,.0f}', f'{low:,.0f} .. {high:,.0f}', f'{share:.2f}', *ratios])
-    columns = ['update', 'tokens/s', 'range', 'CPU/wall', *(f'x {name}' for name in against)]
-    show(f'{ROWS} x {LENGTH} tokens, cores {arguments.cores}, {arguments.repeats} repeats', columns, rows)
-    write(arguments.out, {'cores': arguments.cores, 'arms': found})
+    for name, facts in ran.items():
+        slow, fast = (ROWS * LENGTH / seconds for seconds in reversed(spread(facts, 'seconds')))
+        by_cpu = ROWS * LENGTH / middle(facts, 'cpu_seconds')
+        shares = [f'{cpu_share(facts):.2f}', f'{by_cpu:,.0f}', f'{middle(facts, "peak_memory") / 1e9:.1f}']
+        ratios = [f'{rates[name] / rates[other]:.2f}' for other in against]
+        rows.append([name, f'{rates[name]:,.0f}', f'{slow:,.0f} .. {fast:,.0f}', *shares, *ratios])
+    columns = ['update', 'tokens/s', 'range', 'CPU/wall', 'by CPU s', 'peak GB', *(f'x {name}' for name in against)]
+    show(f'{ROWS} x {LENGTH} tokens, cores {asked.cores}, {asked.repeats} repeats', columns, rows)
+    for name in found.keys() - ran.keys():
+        print(f'left out: {name}: {found[name]["left out"]}')
+    if asked.out:
+        write(asked.out, {'cores': asked.cores, 'arms': found})
 
 
 if __name__ == '__main__':
