@@ -88,7 +88,7 @@ setuptools.setup(
             'peft>=0.18',
             'transformers>=5.0',
         ],
-        # What tests/benchmarks/sampling.py measures beside our sampler, in an interpreter of its own. torch comes
+        # What benchmarks measure beside us, in an interpreter of its own (--peers-python). torch comes
         # first and apart: 2.13.0 for CPUs. llama-cpp-python is compiled, for minutes (CMAKE_ARGS=-DGGML_NATIVE=ON).
         'peers': ['gguf>=0.19', 'google-tunix>=0.1.7', 'llama-cpp-python>=0.3.36', 'transformers>=5.0'],
     },

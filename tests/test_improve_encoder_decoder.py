@@ -109,7 +109,7 @@ def test_a_round_samples_and_learns_in_place_and_is_traced_once():
         got = metrics.values(done.metrics)
         assert got['questions'] == 16 and got['samples'] == 64 and got['dropped_examples'] == 0
         assert np.isfinite(got['loss']) and got['training_tokens'] > 3 * 8 * (8 + 12)  # prompts are counted
-        assert got['kept_paths'] == 32
+        assert got['kept_paths'] == 32 and 0 < got['log_prob_drift'] < 1e-4
     assert (int(state.round), int(state.step)) == (2, 6)
     assert largest_difference(state.model, start().model) > 1e-2
     assert len(TRACES) == 1 and not host_calls(compiled())

@@ -1,4 +1,4 @@
-"""Tokens a second of the sampler by questions sampled at a time, with XLA's YNNPACK fusions of sums alone and of all it can.
+"""Tokens a second of the sampler by questions at a time, with XLA's YNNPACK fusions of sums alone and of all it can.
 
     python -m tests.benchmarks.sampler_batch OUT.json [--repeats=3] [--questions=128] [--gin.NAME=value]
 
@@ -77,18 +77,17 @@ def main() -> None:
 
     given = [asked.out, f'--repeats={asked.repeats}', f'--questions={asked.questions}', *bindings]
     found = {name: measure_apart(flagged, given) for name, flagged in SETTINGS.items()}
-    off, on = (setting['programs'] for setting in found.values())
     rows = []
-    for without, within in zip(off, on, strict=True):
-        cells = [f'{one["tokens_per_second"]:,.0f}' for one in (without, within)]
-        cells += [f'{one["tokens"] / one["cpu_median"]:,.0f}' for one in (without, within)]
-        rows.append([without['name'], *cells, f'{within["median"] / without["median"]:.2f}'])
+    for pair in zip(*(setting['programs'] for setting in found.values()), strict=True):
+        cells = [f'{one["tokens_per_second"]:,.0f}' for one in pair]
+        cells += [f'{one["tokens"] / one["cpu_median"]:,.0f}' for one in pair]
+        rows.append([pair[0]['name'], *cells, f'{pair[1]["median"] / pair[0]["median"]:.2f}'])
     columns = ['questions at a time']
     columns += [f'{unit}, {name}' for unit in ('tokens/s', 'tokens per CPU s') for name in found]
-    samples = found['fusions off']['samples']
+    samples = found['sums']['samples']
     show(
         f'{asked.questions} questions x {samples} paths, median of {asked.repeats}',
-        [*columns, 'times as long with fusions'],
+        [*columns, 'times as long with all'],
         rows,
     )
     write(asked.out, {'questions': asked.questions, 'bindings': bindings, 'settings': found})
