@@ -48,8 +48,8 @@ def for_sampling(model: Any, weights: str = 'as trained') -> Any:
     elif apart:
         model.output_matrix = nnx.data(layers.parameter(jnp.swapaxes(rows, 0, 1), 'model', 'vocabulary'))
     if apart:
-        holder = model.decoder if hasattr(model, 'decoder') else model
-        holder.blocks = unstacked(holder.blocks)
+        stack = _stack(model)
+        stack.blocks = unstacked(stack.blocks)
     return model
 
 
@@ -67,8 +67,15 @@ def unstacked(blocks: nnx.Module) -> Any:
 
 def layers_apart(model: Any) -> int:
     """How many layers a program of one step consists of that are not one loop over stacked layers; 0: none."""
-    blocks = getattr(getattr(model, 'decoder', model), 'blocks', None)
+    if not isinstance(model, nnx.Module):
+        return 0
+    blocks = _stack(model).blocks
     return len(blocks) if isinstance(blocks, nnx.List) else 0
+
+
+def _stack(model: Any) -> Any:
+    """What holds the layers that a token to come goes through."""
+    return model.decoder if hasattr(model, 'decoder') else model
 
 
 class Quantized(nnx.Module):
