@@ -6,11 +6,13 @@
         learn        train the parameters on the kept paths (and a share of replay)
 
 `one_round` is all of it as one pure function of the state: jitted once with the state donated, it is one compiled
-program over one mesh. "Large Language Models Can Self-Improve" (Huang et al. 2022, arXiv:2210.11610) is the recipe
+program over one mesh. (The named scopes tell profiles and `precompile` which part of the method an instruction is of.)
+"Large Language Models Can Self-Improve" (Huang et al. 2022, arXiv:2210.11610) is the recipe
 with a majority vote; other methods exchange the parts.
 """
 
 import dataclasses
+import functools
 from typing import Any, Protocol
 
 import jax
@@ -97,18 +99,22 @@ def one_round(
     """
     vocabulary = recipe.sampler.vocabulary
     sample_key, judge_key, learn_key = jax.random.split(round_key(state), 3)
-    # Gathered, adapters merged and the prefix read once a round and not once a batch or a token.
-    frozen = decoding.for_sampling(state.model, recipe.sampler.weights)
-    some = jax.tree.map(lambda array: array[0], questions)
-    prefix = recipe.sampler.read_prefix(frozen, recipe.prompt(some))
+    with jax.named_scope('sampling'):
+        # Gathered, adapters merged and the prefix read once a round and not once a batch or a token.
+        frozen = decoding.for_sampling(state.model, recipe.sampler.weights)
+        some = jax.tree.map(lambda array: array[0], questions)
+        prefix = recipe.sampler.read_prefix(frozen, recipe.prompt(some))
 
     def batch(_, questions: Questions) -> tuple[None, tuple[Samples, Verdict, Examples, Metrics]]:
-        samples = recipe.sampler(frozen, recipe.prompt(questions), sample_key, prefix)
-        verdict = recipe.consolidator(frozen, questions, samples, judge_key)
-        learnt = lessons.closed(samples, vocabulary.eos_id) if recipe.sampler.stop else samples
-        answers = recipe.consolidator.answers
-        examples = examples_in(recipe.lessons, questions, learnt, verdict.keep, answers, vocabulary.pad_id)
-        return None, (samples, verdict, examples, tally(questions, samples, verdict))
+        with jax.named_scope('sampling'):
+            samples = recipe.sampler(frozen, recipe.prompt(questions), sample_key, prefix)
+        with jax.named_scope('consolidation'):
+            verdict = recipe.consolidator(frozen, questions, samples, judge_key)
+            learnt = lessons.closed(samples, vocabulary.eos_id) if recipe.sampler.stop else samples
+            answers = recipe.consolidator.answers
+            examples = examples_in(recipe.lessons, questions, learnt, verdict.keep, answers, vocabulary.pad_id)
+            counts = tally(questions, samples, verdict)
+        return None, (samples, verdict, examples, counts)
 
     _, (samples, verdict, examples, counts) = jax.lax.scan(batch, None, questions)
     examples = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), examples)
@@ -116,7 +122,8 @@ def one_round(
     if recipe.drift_paths:
         first = jax.tree.map(lambda array: array[0], samples)
         drift = log_prob_drift(state.model, recipe.prompt(some), first, recipe.drift_paths, vocabulary.pad_id)
-    state, learned = recipe.learner(state, examples, replay, learn_key)
+    with jax.named_scope('learning'):
+        state, learned = recipe.learner(state, examples, replay, learn_key)
     state = dataclasses.replace(
         state, round=state.round + 1, model=parameters.constrain(state.model, partitioning.LEARNING)
     )
@@ -146,6 +153,11 @@ def log_prob_drift(model: Any, prompts: Prompts, samples: Samples, paths: int, p
     again = jnp.take_along_axis(learnt, place, axis=1)
     apart = jnp.where(few.mask, jnp.abs(again - few.log_probs), 0.0)
     return {'log_prob_drift': metrics.Mean(apart.max(), jnp.ones(()))}
+
+
+def program(recipe: Recipe) -> Any:
+    """`rounds` of a recipe as one jitted program, the state given up to it. What a run compiles, and `precompile`."""
+    return jax.jit(functools.partial(rounds, recipe=recipe), donate_argnums=0)
 
 
 def round_key(state: TrainState) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The command line: python -m t5x_selfimprove {pretrain,improve,evaluate,sample,export,report,vocabulary} ..."""
+"""The command line: python -m t5x_selfimprove COMMAND ..., the commands as in `HELP`."""
 
 import contextlib
 import importlib.metadata
@@ -19,6 +19,7 @@ HELP = """{usage}
   vocabulary   learns the pieces of text that a model reads
   pretrain     trains a new model on examples
   improve      improves a model in place on questions, round after round
+  precompile   compiles an improve run for a pod of TPUs that is not there: does it fit, what does a round take
   evaluate     measures the model of a run directory on labelled questions
   sample       asks the model of a run directory questions and shows the vote
   export       writes the model of a run directory as a Hugging Face directory

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 MESH_AXES = ('data', 'fsdp', 'expert', 'tensor')  # neighbouring devices last
@@ -24,6 +25,7 @@ Rules = Mapping[str, str | tuple[str, ...] | None]
 LEARNING: Rules = MappingProxyType(
     {
         'batch': ('data', 'fsdp', 'expert'),
+        'rows': ('data', 'fsdp', 'expert', 'tensor'),
         'vocabulary': 'tensor',
         'model': 'fsdp',
         'heads': 'tensor',
@@ -40,6 +42,11 @@ LEARNING: Rules = MappingProxyType(
     }
 )
 SAMPLING: Rules = MappingProxyType({**LEARNING, 'model': None})
+# GiB of a device that a program may use, by kind of device: what libtpu 0.0.52 says where one does not fit.
+TPU_MEMORY = MappingProxyType(
+    {'TPU v4': 30.75, 'TPU v5 lite': 15.75, 'TPU v5': 95.73, 'TPU v6 lite': 31.24, 'TPU7x': 94.74}
+)
+COPIED = ('kv_heads',)  # logical axes that are whole on every device where they do not divide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +65,18 @@ class MeshShape:
     the batch.
 
     Raises:
-      ValueError: a size is neither positive nor -1, or more than one is -1.
+      ValueError: a size is neither positive nor -1, or more than one is -1; an unknown axis.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
     expert: int = 1
+    between_slices: str = 'data'  # the axis along which several slices of TPUs lie: the one that exchanges least
 
     def __post_init__(self):
+        if self.between_slices not in MESH_AXES:
+            raise ValueError(f'between_slices must be one of {MESH_AXES}; it is {self.between_slices!r}')
         sizes = self.sizes
         bad = {axis: size for axis, size in sizes.items() if size != -1 and size < 1}
         if bad or sum(size == -1 for size in sizes.values()) > 1:
@@ -92,7 +102,36 @@ class MeshShape:
                 f'mesh {self.sizes} does not fit {len(devices)} devices: '
                 f'{" x ".join(map(str, shape))} = {math.prod(shape)}. Change the sizes, or set one of them to -1.'
             )
-        return jax.sharding.Mesh(np.array(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+        laid_out = arranged(devices, shape, self.between_slices)
+        return jax.sharding.Mesh(laid_out, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def arranged(devices: Sequence[jax.Device], shape: Sequence[int], between_slices: str) -> np.ndarray:
+    """Devices in the shape of a mesh: those of TPUs so that neighbours in the mesh are neighbours in the torus, slices
+    along one axis.
+
+    Raises:
+      ValueError: the axis does not divide by the number of slices.
+    """
+    if devices[0].platform != 'tpu':
+        return np.array(devices).reshape(shape)
+    slices = len({slice_of(device) for device in devices})
+    axis = MESH_AXES.index(between_slices)
+    if shape[axis] % slices:
+        raise ValueError(
+            f'{slices} slices lie along {between_slices} and {between_slices} = {shape[axis]} does not divide by '
+            f'{slices}; change it, or between_slices'
+        )
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    outer = [slices if number == axis else 1 for number in range(len(shape))]
+    inner = [size // count for size, count in zip(shape, outer, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+
+
+def slice_of(device: jax.Device) -> int:
+    """The slice that a device is in; slices are connected by the network of the data centre."""
+    return device.slice_index if hasattr(device, 'slice_index') else 0
 
 
 def spec_of(axes: Axes, rules: Rules) -> PartitionSpec:
@@ -115,6 +154,26 @@ def spec_of(axes: Axes, rules: Rules) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
+def spec_for(axes: Axes, shape: Sequence[int], mesh: Any, rules: Rules) -> PartitionSpec:
+    """As `spec_of`, for an array of this shape: key/value heads that do not divide by the parts are on every device.
+
+    Query heads are many; of the key/value heads there may be fewer than devices that share them (one in PaLM), and
+    each of these needs the ones of its queries.
+    """
+    spec = spec_of(axes, rules)
+    parts = [parts_of(mesh_axes, mesh) for mesh_axes in spec]
+    entries = [
+        None if name in COPIED and size % count else mesh_axes
+        for name, size, mesh_axes, count in zip(axes.names, shape, spec, parts, strict=True)
+    ]
+    return PartitionSpec(*entries)
+
+
+def parts_of(mesh_axes: str | tuple[str, ...] | None, mesh: Any) -> int:
+    """Number of parts that an entry of a partition spec splits an axis into."""
+    return math.prod(mesh.shape[axis] for axis in ((mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ()))
+
+
 def sharding(
     name: str, shape: Sequence[int], axes: Axes | None, mesh: jax.sharding.Mesh, rules: Rules
 ) -> NamedSharding:
@@ -126,10 +185,10 @@ def sharding(
     """
     if axes is None or len(axes.names) != len(shape):
         return NamedSharding(mesh, PartitionSpec())
-    spec = spec_of(axes, rules)
+    spec = spec_for(axes, shape, mesh, rules)
     for logical, size, mesh_axes in zip(axes.names, shape, spec, strict=True):
         flat = (mesh_axes,) if isinstance(mesh_axes, str) else (mesh_axes or ())
-        parts = math.prod(mesh.shape[axis] for axis in flat)
+        parts = parts_of(mesh_axes, mesh)
         if size % parts:
             raise ValueError(
                 f'{name}: axis {logical!r} of size {size} cannot be split into {parts} equal parts '
@@ -156,10 +215,14 @@ def constrain(value: Any, *names: str | None, rules: Rules = LEARNING) -> Any:
       value: an array or a pytree of arrays that share their leading axes.
       *names: logical names of the leading axes; the rest are not split.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return value
-    spec = spec_of(Axes(names), rules)
-    return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, spec), value)
+
+    def split(array: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(array, spec_for(Axes(names), array.shape[: len(names)], mesh, rules))
+
+    return jax.tree.map(split, value)
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
@@ -180,6 +243,13 @@ def fetch(tree: Any) -> Any:
     return jax.device_get(tree)
 
 
+def spread(array: jax.Array) -> jax.Array:
+    """Splits rows over all devices, for work on whole rows that devices along `tensor` would else do alike; over the
+    batch axes alone where they do not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return constrain(array, 'batch' if mesh.empty or array.shape[0] % mesh.size else 'rows')
+
+
 def use(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager:
     """Context in which `constrain` and jit see the mesh."""
     return jax.set_mesh(mesh)
@@ -197,12 +267,15 @@ def platform() -> str:
 
 
 def memory_bytes() -> int:
-    """Memory of a device of the mesh in context, or of this machine: what the device itself says where it does, else
-    that of the host shared out to its devices.
+    """Memory of a device of the mesh in context, or of this machine: for TPUs what a program may use of it, the same
+    where it is compiled beforehand; else what the device itself says, or its share of the host's.
 
-    A mesh that is only compiled for says nothing of its memory: 16 GiB are assumed, the least of a TPU in use.
+    A mesh of other devices than this machine has is only compiled for: 16 GiB are assumed.
     """
-    if jax.sharding.get_abstract_mesh().abstract_device not in (None, jax.devices()[0].platform):
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None and device.device_kind in TPU_MEMORY:
+        return int(TPU_MEMORY[device.device_kind] * (1 << 30))
+    if device is not None and device.platform != jax.default_backend():
         return 16 << 30
     stated = jax.local_devices()[0].memory_stats()
     if stated and 'bytes_limit' in stated:

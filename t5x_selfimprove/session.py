@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from t5x_selfimprove import files, metrics, partitioning, processes, stopping
+from t5x_selfimprove import files, metrics, partitioning, placement, processes, stopping
 from t5x_selfimprove.checkpoints import Checkpoints
 from t5x_selfimprove.display import Display, number_of_bytes
 from t5x_selfimprove.models import kernels, parameters
@@ -172,7 +172,7 @@ class Session:
         facts = {
             'platform': f'{len(self.devices)} x {self.devices[0].platform} ({", ".join(kinds)})'
             + (f' in {processes.count()} processes' if processes.count() > 1 else ''),
-            'mesh': ' x '.join(f'{axis} {size}' for axis, size in self.mesh.shape.items()),
+            'mesh': placement.describe(self.mesh),
             'attention': kernels.describe(state.model.config, self.devices[0].platform),
             'parameters': f'{parameters.count(state.model):,}',
             'state': f'{number_of_bytes(on_device)} per device (parameters, optimizer, base)',
@@ -181,6 +181,8 @@ class Session:
         }
         self.display.say(f'{command}: {self.place.name}, seed {self.place.seed}')
         self.display.facts(facts)
+        if self.mesh.size > 1:
+            placement.show(self.display, state.model, self.mesh)
         self.writer.write(
             'run',
             command=command,

@@ -1,7 +1,6 @@
 """A run of self-improvement: restore, feed, dispatch, write, evaluate, save."""
 
 import dataclasses
-import functools
 import time
 from typing import Any
 
@@ -9,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_selfimprove import files, improve, metrics, partitioning, processes, tally
+from t5x_selfimprove import files, improve, metrics, partitioning, placement, processes, tally
 from t5x_selfimprove.checkpoints import Described, describe_model, model_facts, read_model
 from t5x_selfimprove.data import store
-from t5x_selfimprove.data.items import Bank, Item, check_banks, encode_examples
+from t5x_selfimprove.data.items import Bank, Item, check_banks, encode_examples, encode_questions
 from t5x_selfimprove.display import number_of_bytes, percent
 from t5x_selfimprove.evaluate import Evaluation
 from t5x_selfimprove.feed import Feed
@@ -96,7 +95,8 @@ class Improve:
             state = run.restore(done, described)
             session.check_room(state)
             session.save_config()
-            session.announce('improve', state, self.batch_arithmetic() | left_out)
+            cache = {'cache': f'{number_of_bytes(self.cache_bytes(state.model, session.mesh))} per device'}
+            session.announce('improve', state, self.batch_arithmetic() | cache | left_out)
             step = run.compile(state) if (done or 0) < self.rounds else None
             if done is None:
                 run.suite.measure(state.model, 0)
@@ -127,6 +127,16 @@ class Improve:
                 f'all of replay is packed at the start and this bank is endless; set a count: {self.replay}'
             )
         return left_out, describe_model(self.initial, self.vocabulary)
+
+    def prompt_shapes(self) -> Any:
+        """Shapes of the prompts of a batch."""
+        count = self.questions.per_batch
+        encoded, _ = encode_questions([], self.vocabulary, self.questions.room, self.answers, count=count)
+        return jax.eval_shape(self.recipe.prompt, encoded)
+
+    def cache_bytes(self, model: Any, mesh: jax.sharding.Mesh) -> int:
+        """Bytes of a device for the keys and values of a batch; the mesh is in context."""
+        return placement.cache_bytes(model, self.prompt_shapes(), self.recipe.sampler, mesh)
 
     def batch_arithmetic(self) -> dict[str, str]:
         """What a round multiplies to, for people."""
@@ -202,10 +212,9 @@ class _Run:
         """Compiles the round once; says how long it took and what is updated in place."""
         settings, session = self.settings, self.session
         questions = self.batches(0)[1]
-        program = functools.partial(improve.rounds, recipe=settings.recipe)
         start = time.perf_counter()
         with session.display.phase('compile', 'compiling the round'):
-            compiled = jax.jit(program, donate_argnums=0).lower(state, questions, self.replay).compile()
+            compiled = improve.program(settings.recipe).lower(state, questions, self.replay).compile()
         seconds = time.perf_counter() - start
         memory = compiled.memory_analysis()
         session.writer.write(

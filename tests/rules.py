@@ -23,6 +23,8 @@ FLOORS = {
     5: (
         'train',
         'pretrain',
+        'precompile',
+        'placement',
         'make_vocabulary',
         'ask',
         'export',

@@ -117,3 +117,33 @@ def test_bytes_of_the_fullest_device():
     tree.append(jax.device_put(np.zeros(10, np.float32), jax.devices()[5]))
     assert partitioning.bytes_per_device(tree) == 4 * 4 * 8 / 4 + 4 * 3 + 40
     assert partitioning.bytes_per_device([]) == 0
+
+
+def test_rows_are_spread_over_all_devices_where_they_divide():
+    with partitioning.use(MeshShape(2, 1, 4).build()):
+        spread = jax.jit(lambda: [partitioning.spread(jnp.zeros((rows, 3))) for rows in (16, 4)])()
+    assert [array.addressable_shards[0].data.shape for array in spread] == [(2, 3), (2, 3)]
+    assert partitioning.spread(jnp.zeros((3, 3))).shape == (3, 3)
+
+
+def test_heads_of_keys_that_do_not_divide_are_whole():
+    mesh = MeshShape(1, 2, 4).build()
+    spec = lambda *shape: partitioning.spec_for(Axes(('model', 'kv_heads')), shape, mesh, LEARNING)  # noqa: E731
+    assert (spec(6, 8), spec(6, 2)) == (PartitionSpec('fsdp', 'tensor'), PartitionSpec('fsdp', None))
+
+
+def test_memory_of_tpus_that_are_compiled_for_and_of_this_machine():
+    def memory(kind: str, platform: str) -> int:
+        device = jax.sharding.AbstractDevice(kind, 1, platform)
+        mesh = jax.sharding.AbstractMesh((1,), ('data',), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            return partitioning.memory_bytes()
+
+    assert memory('TPU v5 lite', 'tpu') == int(15.75 * 2**30)
+    assert memory('H100', 'gpu') == 16 * 2**30
+    assert memory('cpu', 'cpu') == partitioning.memory_bytes() > 2**20
+
+
+def test_an_axis_between_slices_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match=r"between_slices must be one of .*; it is 'slices'"):
+        MeshShape(between_slices='slices')

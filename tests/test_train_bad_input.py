@@ -114,12 +114,12 @@ BAD = {
     'platform': ({'session__Place__platform': 'tpu'}, r"'tpu' was asked for and is not there; jax found \['cpu'\]"),
     'mesh': ({'partitioning__MeshShape__fsdp': 3}, r'does not fit 8 devices: 2 x 3 x 1 x 1 = 6'),
     'mesh that does not divide the model': (
-        {'partitioning__MeshShape__data': 2, 'partitioning__MeshShape__tensor': 4},
-        r"axis 'kv_heads' of size 2 cannot be split into 4 equal parts",
+        {'partitioning__MeshShape__data': 1, 'partitioning__MeshShape__tensor': 8},
+        r"axis 'heads' of size \d cannot be split into 8 equal parts",
     ),
     'mesh that does not divide the batch': (
         {'unlabelled/feed.Feed.per_batch': BATCH // 2},
-        r'a batch of 4 cannot be split over data x fsdp x expert = 8 devices; make its size \(per_batch',
+        r'4 questions at a time cannot be split into 8 equal parts over the mesh',
     ),
     'a file in its place': ({'RUN_DIR': 'bank.jsonl/run'}, r'cannot write to the directory bank\.jsonl/run: Not a'),
     'a system folder in its place': ({'RUN_DIR': '/proc/run'}, r'cannot write to the directory /proc/run: '),

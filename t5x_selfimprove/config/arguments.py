@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Collection, Sequence
 
 from t5x_selfimprove.config.statements import COMMAND_LINE, ConfigError, Place, Problem, did_you_mean
-from t5x_selfimprove.config.table import ROOTS
+from t5x_selfimprove.config.table import IMPLIED, ROOTS
 
 # Different in each process of a run, and so no part of the configuration.
 PROCESS_FLAGS = {
@@ -50,7 +50,7 @@ def parse_arguments(argv: Sequence[str], plain: Collection[str] = ('report',)) -
     if command not in commands:
         help = did_you_mean(command, commands, f'one of {", ".join(commands)}')
         raise ConfigError([Problem(f'there is no command {command}', help=help)])
-    files, bindings, words, process, problems = [], [], [], [], []
+    files, bindings, words, process, problems = [], [*IMPLIED.get(command, ())], [], [], []
     while rest:
         word = rest.pop(0)
         flag, equals, value = word.partition('=')

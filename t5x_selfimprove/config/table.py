@@ -32,6 +32,7 @@ from t5x_selfimprove.models.adapters import LowRank
 from t5x_selfimprove.models.config import Experts, Rope, TransformerConfig
 from t5x_selfimprove.models.encoder_decoder_config import EncoderDecoderConfig
 from t5x_selfimprove.partitioning import MeshShape
+from t5x_selfimprove.precompile import Precompile
 from t5x_selfimprove.pretrain import Pretrain
 from t5x_selfimprove.processes import Patience
 from t5x_selfimprove.sampling.adaptive import Adaptive
@@ -44,6 +45,7 @@ from t5x_selfimprove.train import Improve
 from t5x_selfimprove.vocabulary import (
     ByteVocabulary,
     HuggingFaceVocabulary,
+    Placeholder,
     SentencePieceVocabulary,
     WordVocabulary,
     of_directory,
@@ -84,6 +86,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'models.TransformerConfig': TransformerConfig,
     'models.of_directory': hugging_face.of_directory,
     'partitioning.MeshShape': MeshShape,
+    'precompile.Precompile': Precompile,
     'pretrain.Pretrain': Pretrain,
     'processes.Patience': Patience,
     'sampling.Adaptive': Adaptive,
@@ -104,6 +107,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'train.Improve': Improve,
     'vocabulary.ByteVocabulary': ByteVocabulary,
     'vocabulary.HuggingFaceVocabulary': HuggingFaceVocabulary,
+    'vocabulary.Placeholder': Placeholder,
     'vocabulary.SentencePieceVocabulary': SentencePieceVocabulary,
     'vocabulary.WordVocabulary': WordVocabulary,
     'vocabulary.of_directory': of_directory,
@@ -113,7 +117,11 @@ ROOTS = {
     'vocabulary': 'make_vocabulary.MakeVocabulary',
     'pretrain': 'pretrain.Pretrain',
     'improve': 'train.Improve',
+    'precompile': 'precompile.Precompile',
     'evaluate': 'ask.Evaluate',
     'sample': 'ask.SampleRun',
     'export': 'export.Export',
 }
+
+# Said before the bindings of the command line: these commands take the gin files of another.
+IMPLIED = {'precompile': ('precompile.Precompile.improve=@train.Improve()',)}

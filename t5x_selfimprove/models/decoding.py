@@ -24,8 +24,8 @@ LARGEST_INT8 = 127
 def for_sampling(model: Any, weights: str = 'as trained') -> Any:
     """The model as samples are drawn from it; whatever is no module is returned as it is.
 
-    Adapters are merged where they ask for that, parameters are laid out for sampling (gathered over the axes that only
-    save memory), weights are rounded where asked for.
+    Adapters are merged where they ask for that, matrices are cast to the dtype of the computation or rounded where
+    asked for, and parameters are laid out for sampling (gathered over the axes that only save memory).
 
     Args:
       model: as it is trained.
@@ -38,19 +38,35 @@ def for_sampling(model: Any, weights: str = 'as trained') -> Any:
     check_weights(weights)
     if not isinstance(model, nnx.Module):
         return model
-    model = parameters.constrain(adapters.for_sampling(model), partitioning.SAMPLING)
+    model = adapters.for_sampling(model)
     apart = partitioning.platform() == 'cpu'
     rows = model.output_embedding
     model = jax.tree.map(lambda array: array, model)  # whose attributes may be set
     if weights == 'int8':
         model = _rounded(model)
         model.output_matrix = nnx.data(Quantized(jnp.swapaxes(rows, 0, 1), 1, ('model', 'vocabulary')))
-    elif apart:
-        model.output_matrix = nnx.data(layers.parameter(jnp.swapaxes(rows, 0, 1), 'model', 'vocabulary'))
+    else:
+        model = narrowed(model)
+        if apart:
+            rows = model.output_embedding
+            model.output_matrix = nnx.data(layers.parameter(jnp.swapaxes(rows, 0, 1), 'model', 'vocabulary'))
+    # Last, so that what is gathered is what is read, in its few bytes.
+    model = parameters.constrain(model, partitioning.SAMPLING)
     if apart:
         stack = _stack(model)
         stack.blocks = unstacked(stack.blocks)
     return model
+
+
+def narrowed(model: nnx.Module) -> nnx.Module:
+    """The model with its matrices in the dtype that it computes in, to which they are cast wherever they are read."""
+
+    def narrow(leaf: jax.Array, axes: partitioning.Axes | None) -> jax.Array:
+        names = [name for name in axes.names if name != 'layers'] if axes else []
+        return leaf.astype(model.config.dtype) if 'model' in names and len(names) > 1 else leaf
+
+    leaves, treedef = jax.tree.flatten(model)
+    return jax.tree.unflatten(treedef, list(map(narrow, leaves, parameters.logical_axes(model))))
 
 
 def check_weights(weights: str) -> None:

@@ -87,7 +87,7 @@ class EncoderDecoder(nnx.Module):
 
     def embed(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
         """Token embeddings in the compute dtype."""
-        return constrain(self.embedding[...].astype(self.config.dtype)[tokens], 'batch')
+        return constrain(layers.lookup(self.embedding[...].astype(self.config.dtype), tokens), 'batch')
 
     def encode(
         self, tokens: Int[Array, 'B U'], segment: Int[Array, 'B U'], dropout_key: jax.Array | None = None

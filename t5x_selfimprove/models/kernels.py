@@ -8,6 +8,7 @@
 `TransformerConfig.attention` names one, or 'auto': `choose` then goes by platform and shape.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -148,12 +149,26 @@ def _splash_over_mesh(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return mine(query, key, value, segment)
-    rows, heads = (partitioning.spec_of(Axes(names), LEARNING) for names in (('batch',), ('batch', 'kv_heads')))
-    padding = -query.shape[0] % partitioning.batch_parts(mesh)
-    padded = [jnp.pad(each, ((0, padding),) + ((0, 0),) * (each.ndim - 1)) for each in (query, key, value, segment)]
+    batch, kv_heads, groups = query.shape[:3]
+    copies = copies_of_heads(kv_heads, groups, partitioning.parts_of(LEARNING['kv_heads'], mesh))
+    key, value = (jnp.repeat(each, copies, axis=1) for each in (key, value))
+    split_query = query.reshape(batch, kv_heads * copies, groups // copies, *query.shape[3:])
+    rows = partitioning.spec_of(Axes(('batch',)), LEARNING)
+    names = Axes(('batch', 'kv_heads'))
+    padding = -batch % partitioning.batch_parts(mesh)
+    inputs = (split_query, key, value, segment)
+    padded = [jnp.pad(each, ((0, padding),) + ((0, 0),) * (each.ndim - 1)) for each in inputs]
+    heads = partitioning.spec_for(names, padded[0].shape[:2], mesh, LEARNING)
     # The kernel does not say over which axes its results vary, so that this is not checked.
     split = jax.shard_map(mine, mesh=mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
-    return jax.tree.map(lambda each: each[: query.shape[0]], split(*padded))
+    return jax.tree.map(lambda each: each[:batch].reshape(batch, kv_heads, groups, *each.shape[3:]), split(*padded))
+
+
+def copies_of_heads(kv_heads: int, groups: int, parts: int) -> int:
+    """How often each key/value head is copied so that all of them divide by the parts that queries are split into; 1
+    where they do, or where the queries of a head do not divide by its copies."""
+    copies = parts // math.gcd(kv_heads, parts)
+    return 1 if groups % copies else copies
 
 
 def _splash(

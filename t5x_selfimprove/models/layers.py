@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
+from t5x_selfimprove import partitioning
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'silu': jax.nn.silu,
     'gelu': lambda x: jax.nn.gelu(x, approximate=False),
@@ -65,6 +67,29 @@ def matrix_product(subscripts: str, x: jax.Array, weight: jax.Array, dtype: Any)
     size = math.prod(weight.shape[:inputs])
     matrix = product('ri,io->ro', x.reshape(-1, size), weight.reshape(size, -1), dtype)
     return matrix.reshape(*x.shape[: x.ndim - inputs], *weight.shape[inputs:])
+
+
+def lookup(table: Float[Array, 'V D'], tokens: Int[Array, '*rows']) -> Float[Array, '*rows D']:
+    """Rows of an embedding whose vocabulary may be split over the mesh.
+
+    Every device takes the rows that it holds, and the sum over devices is the lookup, to the bit. Left to itself, XLA
+    gathers the whole table on every device, for one token a sample in each step of decoding.
+    """
+    mesh, axis = jax.sharding.get_abstract_mesh(), partitioning.LEARNING['vocabulary']
+    if mesh.empty or mesh.shape[axis] == 1 or table.shape[0] % mesh.shape[axis]:
+        return table[tokens]
+
+    def mine(table: jax.Array, tokens: jax.Array) -> jax.Array:
+        place = tokens - jax.lax.axis_index(axis) * table.shape[0]
+        held = (place >= 0) & (place < table.shape[0])
+        rows = jnp.where(held[..., None], table[jnp.clip(place, 0, table.shape[0] - 1)], 0)
+        # XLA's compiler for CPUs (jaxlib 0.10.2) aborts at a bfloat16 sum over some of the axes; one term is not zero.
+        wide = jnp.float32 if partitioning.platform() == 'cpu' else rows.dtype
+        return jax.lax.psum(rows.astype(wide), axis).astype(rows.dtype)
+
+    whole = jax.sharding.PartitionSpec()
+    split = jax.sharding.PartitionSpec(axis)
+    return jax.shard_map(mine, in_specs=(split, whole), out_specs=whole, axis_names={axis})(table, tokens)
 
 
 def softcap(x: Float32[Array, '*shape'], cap: float) -> Float32[Array, '*shape']:

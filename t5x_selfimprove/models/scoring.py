@@ -83,7 +83,7 @@ def entropies(
 
 def _target_logit(hidden: jax.Array, head: jax.Array, targets: jax.Array, finish: Finish) -> jax.Array:
     # The head is cast as the matrix product sees it, so that the target's logit is the same number in both places.
-    rows = head.astype(hidden.dtype)[targets].astype(jnp.float32)
+    rows = layers.lookup(head.astype(hidden.dtype), targets).astype(jnp.float32)
     return finish(jnp.sum(hidden.astype(jnp.float32) * rows, axis=-1))
 
 
@@ -125,7 +125,7 @@ def _visited_backward(
     chunk: int, finish: Finish, kept: tuple[jax.Array, ...], gradient: Float32[Array, 'R']
 ) -> tuple[jax.Array, jax.Array, None]:
     hidden, head, targets, normaliser, mean = kept
-    rows = head.astype(hidden.dtype)[targets].astype(jnp.float32)
+    rows = layers.lookup(head.astype(hidden.dtype), targets).astype(jnp.float32)
     wide = hidden.astype(jnp.float32)
     sloped = gradient * finish.slope(jnp.sum(wide * rows, axis=-1))
     of_hidden = sloped[:, None] * rows - gradient[:, None] * mean

@@ -49,7 +49,7 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
         """Token embeddings in the compute dtype."""
-        embedded = self.embedding[...].astype(self.config.dtype)[tokens]
+        embedded = layers.lookup(self.embedding[...].astype(self.config.dtype), tokens)
         if self.config.embedding_scale:
             embedded = embedded * jnp.asarray(self.config.width**0.5, embedded.dtype)
         return constrain(embedded, 'batch')

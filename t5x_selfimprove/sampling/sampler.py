@@ -281,14 +281,15 @@ class _Drawing:
         """Draws a token in every slot that is alive, and writes it."""
         sampler, plan, before = self.sampler, self.plan, loop.slots
         room, pad = before.tokens.shape[1], sampler.vocabulary.pad_id
-        logits = constrain(self.model.logits(hidden), 'batch')
+        # Made where the output embedding lies, which must not move, and then shared out by rows.
+        logits = partitioning.spread(constrain(self.model.logits(hidden), 'batch', 'vocabulary'))
         age = (before.step - 1 - jnp.arange(room)) % room
         keys, limit = self.keys, self.limit
         if loop.seats is not None:
             path = jnp.minimum(before.path, plan.paths - 1).reshape(plan.parts, -1)
             keys, limit = by_part(keys, path), by_part(limit, path)
         token, log_prob, proposal = sampler.choose(logits, Drawn(before.tokens, age, before.count), keys)
-        token = jnp.where(before.alive, token, pad)
+        token, log_prob, proposal = constrain((jnp.where(before.alive, token, pad), log_prob, proposal), 'batch')
         column = before.step % room
 
         def write(ring: jax.Array, entry: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ Every vocabulary is a frozen, hashable value with the same face (`Vocabulary`), 
 from t5x_selfimprove.vocabulary.byte_tokens import ByteVocabulary
 from t5x_selfimprove.vocabulary.directory import check_fits, of_directory
 from t5x_selfimprove.vocabulary.hugging_face import HuggingFaceVocabulary
+from t5x_selfimprove.vocabulary.placeholder import Placeholder
 from t5x_selfimprove.vocabulary.sentencepieces import SentencePieceVocabulary
 from t5x_selfimprove.vocabulary.spelled import Vocabulary, encode_following, encode_preceding, spelling_table, table_of
 from t5x_selfimprove.vocabulary.words import WordVocabulary, pieces
@@ -15,6 +16,7 @@ from t5x_selfimprove.vocabulary.words import WordVocabulary, pieces
 __all__ = [
     'ByteVocabulary',
     'HuggingFaceVocabulary',
+    'Placeholder',
     'SentencePieceVocabulary',
     'Vocabulary',
     'WordVocabulary',

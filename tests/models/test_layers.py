@@ -1,13 +1,17 @@
 """Layers and attention against their definitions in NumPy."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5x_selfimprove import partitioning
 from t5x_selfimprove.models import attention, layers
 from t5x_selfimprove.models.cache import Segment
 from t5x_selfimprove.models.config import Rope
+from t5x_selfimprove.partitioning import MeshShape
 from tests.models.tiny import close
 
 
@@ -108,3 +112,25 @@ def test_initial_weights_have_the_variance_of_their_inputs():
     weights = np.asarray(layers.normal(jax.random.key(0), (100, 400), 100))
     assert np.abs(weights).max() == pytest.approx(0.2, rel=0.01)
     assert weights.std() == pytest.approx(0.88 * 0.1, rel=0.02)  # the tails beyond two standard deviations are cut off
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'dtype'), [((1, 2, 4), 'float32'), ((1, 2, 4), 'bfloat16'), ((8, 1, 1), 'float32')], ids=str
+)
+def test_an_embedding_whose_rows_are_split_is_looked_up_where_they_lie(sizes, dtype):
+    draw = np.random.default_rng(0)
+    table, cotangent = (jnp.asarray(draw.normal(size=shape), dtype) for shape in ((64, 16), (6, 5, 16)))
+    tokens = jnp.asarray(draw.integers(0, 64, (6, 5)))
+    rows = lambda table: layers.lookup(table, tokens)  # noqa: E731
+    gradient = jax.grad(lambda table: (rows(table) * cotangent).sum())
+    wanted = rows(table), gradient(table)
+    assert np.array_equal(wanted[0], table[tokens])
+    mesh = MeshShape(*sizes).build()
+    split = jax.device_put(table, jax.NamedSharding(mesh, jax.P('tensor', 'fsdp')))
+    with partitioning.use(mesh):
+        compiled = jax.jit(lambda table: (rows(table), gradient(table))).lower(split).compile()
+    got = compiled(split)
+    assert np.array_equal(got[0], wanted[0])
+    close(got[1], wanted[1], 1e-6 if dtype == 'float32' else 1e-2)
+    if sizes[2] > 1:  # the table itself is never gathered over `tensor`
+        assert not re.search(r'f(32|16)\[64,\d+\]\S* all-gather', compiled.as_text())

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 from t5x_selfimprove import partitioning
 from t5x_selfimprove.models import parameters
@@ -87,15 +88,26 @@ def test_without_a_mesh_nothing_is_constrained():
 @pytest.mark.parametrize(
     ('sizes', 'fields', 'said'),
     [
-        ((2, 1, 4), {}, r"blocks.*attention.*'kv_heads' of size 2 cannot be split into 4 .*\('tensor',\)"),
+        ((1, 1, 8), {}, r"blocks.*attention.*'heads' of size 4 cannot be split into 8 .*\('tensor',\)"),
         ((1, 8, 1), {'width': 20}, r"blocks.*'model' of size 20 cannot be split into 8 .*\('fsdp',\)"),
-        ((1, 1, 8), {'kv_heads': 4}, r"attention.*heads' of size 4 cannot be split into 8"),
     ],
 )
 def test_impossible_shardings_are_refused(sizes, fields, said):
     mesh = MeshShape(*sizes).build()
     with pytest.raises(ValueError, match=said):
         parameters.shardings(model(**fields), mesh, LEARNING)
+
+
+def test_key_value_heads_that_do_not_divide_are_on_every_device():
+    mesh = MeshShape(1, 2, 4).build()
+    spec = lambda mesh: {  # noqa: E731
+        name: jax.tree.leaves(leaf)[0].spec
+        for name, leaf in vars(parameters.shardings(model(), mesh, LEARNING).blocks.attention).items()
+        if name in ('query', 'key', 'value')
+    }
+    whole = PartitionSpec(None, 'fsdp', None, None)
+    assert spec(mesh) == {'query': PartitionSpec(None, 'fsdp', 'tensor', None), 'key': whole, 'value': whole}
+    assert spec(MeshShape(2, 2, 2).build())['key'] == PartitionSpec(None, 'fsdp', 'tensor', None)
 
 
 def test_a_vocabulary_that_does_not_divide_is_refused_by_name():

@@ -5,16 +5,17 @@ import pickle
 import numpy as np
 import pytest
 
-from t5x_selfimprove.vocabulary import ByteVocabulary, Vocabulary, WordVocabulary, spelling_table
+from t5x_selfimprove.vocabulary import ByteVocabulary, Placeholder, Vocabulary, WordVocabulary, spelling_table
 from tests.vocabulary.texts import AWKWARD, STORY
 
 
-@pytest.fixture(params=['bytes', 'words', 'sentencepiece'])
+@pytest.fixture(params=['bytes', 'words', 'sentencepiece', 'placeholder'])
 def any_vocabulary(request, trained):
     return {
         'bytes': ByteVocabulary(),
         'words': WordVocabulary.learn([STORY, *AWKWARD]),
         'sentencepiece': trained,
+        'placeholder': Placeholder(300, longest=12),
     }[request.param]
 
 
@@ -69,3 +70,9 @@ def test_byte_ids_are_those_of_byt5():
     assert ByteVocabulary().encode('Aé') == [65 + 3, 0xC3 + 3, 0xA9 + 3]
     assert ByteVocabulary().size == 259
     assert ByteVocabulary().decode([0xC3 + 3]) == '\ufffd'
+
+
+@pytest.mark.parametrize('fields', [{'size': 258}, {'size': 300, 'longest': 0}], ids=str)
+def test_a_placeholder_has_room_for_the_bytes(fields):
+    with pytest.raises(ValueError, match='needs size of at least 259 and longest of at least 1'):
+        Placeholder(**fields)
