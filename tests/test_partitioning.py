@@ -132,7 +132,7 @@ def test_heads_of_keys_that_do_not_divide_are_whole():
     assert (spec(6, 8), spec(6, 2)) == (PartitionSpec('fsdp', 'tensor'), PartitionSpec('fsdp', None))
 
 
-def test_memory_of_tpus_that_are_compiled_for_and_of_this_machine():
+def test_memory_of_devices_that_are_compiled_for_and_of_this_machine():
     def memory(kind: str, platform: str) -> int:
         device = jax.sharding.AbstractDevice(kind, 1, platform)
         mesh = jax.sharding.AbstractMesh((1,), ('data',), abstract_device=device)
@@ -140,7 +140,8 @@ def test_memory_of_tpus_that_are_compiled_for_and_of_this_machine():
             return partitioning.memory_bytes()
 
     assert memory('TPU v5 lite', 'tpu') == int(15.75 * 2**30)
-    assert memory('H100', 'gpu') == 16 * 2**30
+    assert memory('NVIDIA H100 80GB HBM3', 'gpu') == 0.75 * 84942979072
+    assert memory('another', 'gpu') == 16 * 2**30
     assert memory('cpu', 'cpu') == partitioning.memory_bytes() > 2**20
 
 

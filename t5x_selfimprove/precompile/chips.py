@@ -1,10 +1,13 @@
 """The chips there are to compile for, and how their pods are named.
 
-Numbers of a chip are from the pages of Cloud TPU (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x), links of
-v4 from Jouppi et al. 2023 (arXiv:2304.01433). What a program may use of the HBM is in `partitioning`.
+Numbers of a TPU are from the pages of Cloud TPU (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x), links of
+v4 from Jouppi et al. 2023 (arXiv:2304.01433); of a GPU from the data sheets of H100 SXM and H200 SXM (989 TFLOP/s
+without sparsity, NVLink 900 GB/s in both directions) and of DGX H100 and H200 (a network of 400 Gb/s a GPU). What a
+program may use of the memory is in `partitioning`.
 """
 
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -13,7 +16,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from t5x_selfimprove.partitioning import TPU_MEMORY
+from t5x_selfimprove.partitioning import GPU_MEMORY, TPU_MEMORY
+from t5x_selfimprove.precompile import targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,17 +28,23 @@ class Chip:
     flops: float  # a second, bfloat16
     kind: str  # what jax calls its devices
     hbm_bandwidth: float  # bytes a second
-    links: float  # bytes a second that a chip sends to its neighbours, over all axes of the torus
-    network: float | None  # bytes a second a chip that leave the slice; None: not published
-    axes: int  # of the torus
+    links: float  # bytes a second that a chip sends to its neighbours: over all axes of the torus, or over NVLink
+    network: float | None  # bytes a second a chip that leave the slice, or the host of a GPU; None: not published
+    axes: int  # of the torus; of a GPU's cluster: hosts, and GPUs of a host
     devices: int = 1
     shape: str = ''  # the name that libtpu knows it by, where it is another
-    config: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)  # for libtpu
+    config: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)  # for the plug-in that compiles
+    platform: str = 'tpu'
 
     @property
     def hbm(self) -> float:
         """Bytes of a device that a program may use."""
-        return TPU_MEMORY[self.kind] * (1 << 30)
+        return {**TPU_MEMORY, **GPU_MEMORY}[self.kind] * (1 << 30)
+
+
+def _gpu(name: str, kind: str, memory: int, bandwidth: float) -> Chip:
+    target = targets.hopper(kind, memory, bandwidth)
+    return Chip(name, 989e12, kind, bandwidth, 450e9, 50e9, 2, config={'target_config': target}, platform='gpu')
 
 
 CHIPS = {
@@ -45,9 +55,12 @@ CHIPS = {
         Chip('v5p', 459e12, 'TPU v5', 2765e9, 600e9, 50e9 / 8, 3),
         Chip('v6e', 918e12, 'TPU v6 lite', 1640e9, 400e9, 100e9 / 8, 2),
         Chip('v7x', 2307e12, 'TPU7x', 7380e9, 600e9, 100e9 / 8, 3, devices=2, shape='tpu7x'),
+        _gpu('h100', 'NVIDIA H100 80GB HBM3', 84942979072, 3352.32e9),
+        _gpu('h200', 'NVIDIA H200', 151397597184, 4800e9),
     )
 }
-GPUS = ('h100', 'h200', 'a100', 'b200', 'gpu', 'cuda')
+HOST = 8  # GPUs of a host
+CUDA_PLUGINS = ('jax_plugins.xla_cuda12', 'jax_plugins.xla_cuda13')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +69,7 @@ class Topology:
 
     `name` is a generation and the shape of a slice, as 'v5p:8x8x16', or a generation and a number of chips, as
     'v5e-64', which takes the shape nearest to a cube. (Cloud's own names count cores for v4 and v5p: its v5p-128 is
-    64 chips, v5p:4x4x4 here.)
+    64 chips, v5p:4x4x4 here.) Of GPUs the shape is hosts x GPUs of a host, 'h100:4x8', and 'h100-32' is the same.
 
     Raises:
       ValueError: no chip or shape of that name.
@@ -74,12 +87,6 @@ class Topology:
     def chip(self) -> Chip:
         """The generation."""
         generation = re.split('[:-]', self.name)[0].lower()
-        if generation in GPUS:
-            raise ValueError(
-                f'topology {self.name!r}: jax compiles for a GPU without one only with the CUDA plug-in and a target '
-                'configuration of the GPU (jax.experimental.topologies.get_topology_desc with target_config), which '
-                f'this command does not set up; known are {", ".join(CHIPS)}'
-            )
         if generation not in CHIPS:
             raise ValueError(f'topology {self.name!r}: there is no chip {generation!r}; known are {", ".join(CHIPS)}')
         return CHIPS[generation]
@@ -90,7 +97,7 @@ class Topology:
         _, _, shape = self.name.replace(':', '-').partition('-')
         axes = self.chip.axes
         if re.fullmatch(r'\d+', shape) and int(shape):
-            return cubic(int(shape), axes)
+            return cubic(int(shape), axes) if self.chip.platform == 'tpu' else hosts(int(shape))
         if re.fullmatch(rf'\d+(x\d+){{{axes - 1}}}', shape):
             return tuple(map(int, shape.split('x')))
         example = 'x'.join('4' * axes)
@@ -112,24 +119,37 @@ class Topology:
         """Devices to compile for; none of them is there.
 
         Raises:
-          RuntimeError: libtpu is missing, or does not know the topology.
+          RuntimeError: what compiles for them is missing, or does not know the topology.
         """
-        try:
-            import libtpu  # noqa: F401  what jax compiles with
-        except ImportError as error:
-            raise RuntimeError(
-                'libtpu, the compiler for TPUs, is not installed: pip install libtpu (Linux on x86-64)'
-            ) from error
+        return self._gpus() if self.chip.platform == 'gpu' else self._tpus()
+
+    def _tpus(self) -> list[jax.Device]:
+        if importlib.util.find_spec('libtpu') is None:
+            raise RuntimeError('libtpu, the compiler for TPUs, is not installed: pip install libtpu (Linux on x86-64)')
         os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # it would wait for a cloud machine's metadata
         os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nothing is run, so that others may compile, too
         name = f'{self.chip.shape or self.chip.name}:{"x".join(map(str, self.sizes))}'
         config = {'chips_per_host_bounds': self._host(), **self.chip.config}
         if self.slices > 1:
             config['num_slices'] = self.slices
+        return self._described(name, 'tpu', config)
+
+    def _gpus(self) -> list[jax.Device]:
+        if not any(importlib.util.find_spec(name) for name in CUDA_PLUGINS if importlib.util.find_spec('jax_plugins')):
+            raise RuntimeError(
+                "jax's plug-in for CUDA, whose compiler compiles for GPUs, is not installed: pip install "
+                'jax-cuda12-plugin jax-cuda12-pjrt of the version of jax (no GPU, no driver and no CUDA is needed)'
+            )
+        # The plug-in would look for the driver of the GPUs that it runs on; here it runs on none.
+        jax.config.update('jax_platforms', 'cpu')
+        shape = f'{self.slices}x{"x".join(map(str, self.sizes))}'
+        return self._described(self.chip.name, 'cuda', {**self.chip.config, 'topology': shape})
+
+    def _described(self, name: str, platform: str, config: dict[str, Any]) -> list[jax.Device]:
         try:
-            return list(topologies.get_topology_desc(name, platform='tpu', **config).devices)
+            return list(topologies.get_topology_desc(name, platform=platform, **config).devices)
         except Exception as error:  # whatever the plug-in raises
-            raise RuntimeError(f'libtpu cannot compile for {self}: {str(error)[:300]}') from error
+            raise RuntimeError(f'jax cannot compile for {self}: {str(error)[:300]}') from error
 
     def _host(self) -> tuple[int, ...]:
         """Chips of a host along each axis: 2 x 2, or fewer where the slice is smaller."""
@@ -143,3 +163,14 @@ def cubic(chips: int, axes: int) -> tuple[int, ...]:
         return (chips,)
     first = max(size for size in range(1, chips + 1) if chips % size == 0 and size**axes <= chips)
     return (first, *cubic(chips // first, axes - 1))
+
+
+def hosts(gpus: int) -> tuple[int, int]:
+    """Hosts, and GPUs of each: 32 GPUs are 4 x 8.
+
+    Raises:
+      ValueError: more than a host has, and not of whole hosts.
+    """
+    if gpus > HOST and gpus % HOST:
+        raise ValueError(f'{gpus} GPUs are not whole hosts of {HOST}; name them as hosts x GPUs, as h100:3x4')
+    return (max(1, gpus // HOST), min(gpus, HOST))

@@ -23,18 +23,19 @@ SAVED = 'round.jax'  # the compiled program, in the output directory
 
 @dataclasses.dataclass(frozen=True)
 class Precompile:
-    """Compiles the whole round of a run, as `improve` does, for a pod of TPUs that is not there.
+    """Compiles the whole round of a run, as `improve` does, for a pod of TPUs, or for GPUs, that are not there.
 
-    The compiler is the TPUs' own (libtpu), so that what it says of memory holds on the pod. Nothing is allocated: no
-    checkpoint and no questions are needed, shapes are enough. Seconds are a roofline: what the arithmetic, the HBM and
-    the links of the chips take at least, each at its full speed, where every path is as long as `max_tokens` lets it.
+    The compiler is that of the devices (libtpu's, or that of jax's plug-in for CUDA), so that what it says of memory
+    holds on the pod. Nothing is allocated: no checkpoint and no questions are needed, shapes are enough. Seconds
+    are a roofline: what the arithmetic, the HBM and the links of the chips take at least, each at its full speed, where
+    every path is as long as `max_tokens` lets it.
 
     Raises:
       ValueError: there is no such topology.
     """
 
     improve: Improve
-    topology: str  # as 'v5e-64' or 'v5p:8x8x16'
+    topology: str  # as 'v5e-64', 'v5p:8x8x16' or 'h100-64'
     slices: int = 1  # connected by the network of the data centre
     output: str | None = None  # directory for precompile.json, and for the program
     tries: int = 8  # of other settings where it does not fit; 0: none
@@ -49,57 +50,67 @@ class Precompile:
 
         Raises:
           ValueError: a parameter or a batch that cannot be divided over the mesh.
-          RuntimeError: libtpu is missing or does not know the topology.
+          RuntimeError: what compiles for the topology is missing or does not know it.
           OSError: the output cannot be written.
         """
         display = display or Display()
         topology = Topology(self.topology, self.slices)
-        run, mesh = self.improve, program.mesh_of(self.improve, topology)
-        facts = report.place(run, topology, mesh)
+        run, attention = program.without_cudnn(self.improve, topology)
+        mesh = program.mesh_of(run, topology)
+        facts = report.place(run, topology, mesh) | attention
         display.say(f'precompile: {facts["name"]} for {topology}, {topology.chips} chips')
-        display.facts({'parameters': f'{facts["parameters"]:,}', 'mesh': placement.describe(mesh), **facts['batch']})
+        said = {'parameters': f'{facts["parameters"]:,}', 'mesh': placement.describe(mesh), **attention}
+        display.facts(said | facts['batch'])
         given = program.inputs(run, mesh)
         placement.show(display, given.state.model, mesh)
-        try:
-            with display.phase('compile', 'compiling the round'):
-                compiled = program.compile_round(run, mesh)
-        except DoesNotFit as failure:
-            facts |= {'fits': False, 'needed_bytes': failure.needed, 'said': str(failure)}
-            display.say(report.verdict(facts))
-            facts['tried'] = self.try_knobs(topology, mesh, display)
-        else:
-            facts |= report.measured(run, topology, mesh, compiled)
+        with display.phase('compile', 'compiling the round'):
+            found, compiled = outcome(run, topology, mesh)
+        facts |= found
+        if compiled is not None:
             report.show(display, facts)
-            display.say(report.verdict(facts))
-            if self.output is not None:
-                facts['program'] = save(compiled, Path(self.output), display)
+        display.say(report.verdict(facts))
+        if not facts['fits']:
+            facts['tried'] = self.try_knobs(run, topology, mesh, display)
+        elif self.output is not None and compiled is not None:
+            facts['program'] = save(compiled, Path(self.output), display)
         if self.output is not None:
             path = Path(self.output) / 'precompile.json'
             files.write_text(path, json.dumps({**facts, 'config': config}, indent=1))
             display.say(f'written: {path}')
         return facts
 
-    def try_knobs(self, topology: Topology, mesh: jax.sharding.Mesh, display: Display) -> list[dict[str, Any]]:
+    def try_knobs(
+        self, run: Improve, topology: Topology, mesh: jax.sharding.Mesh, display: Display
+    ) -> list[dict[str, Any]]:
         """Compiles with other settings until one fits; what each needs."""
-        found: list[dict[str, Any]] = []
-        for knob in itertools.islice(knobs(self.improve, mesh), self.tries):
-            facts = {'change': knob.name, 'fits': False, 'hbm_bytes': topology.chip.hbm}
-            facts['topology'] = str(topology)
+        tried: list[dict[str, Any]] = []
+        for knob in itertools.islice(knobs(run, mesh), self.tries):
+            facts = {'change': knob.name, 'fits': False, 'hbm_bytes': topology.chip.hbm, 'topology': str(topology)}
             try:
                 with display.phase('compile', f'trying {knob.name}'):
-                    there = program.mesh_of(knob.run, topology)
-                    compiled = program.compile_round(knob.run, there)
-                facts |= report.measured(knob.run, topology, there, compiled)
-            except DoesNotFit as failure:
-                facts['needed_bytes'] = failure.needed
+                    facts |= outcome(knob.run, topology, program.mesh_of(knob.run, topology))[0]
             except ValueError as error:  # the mesh of a knob may not divide the model
                 facts['said'] = str(error)
-            found.append(facts)
-            display.say(f'with {knob.name}: {facts.get("said") or report.verdict(facts)}')
+            tried.append(facts)
+            refused = 'needed_bytes' not in facts
+            display.say(f'with {knob.name}: {facts["said"] if refused else report.verdict(facts)}')
             if facts['fits']:
-                return found
+                return tried
         display.say('none of the settings that were tried makes it fit: take more chips, or chips with more memory')
-        return found
+        return tried
+
+
+def outcome(run: Improve, topology: Topology, mesh: jax.sharding.Mesh) -> tuple[dict[str, Any], Compiled | None]:
+    """What came of compiling a round, and the program where there is one.
+
+    Raises:
+      ValueError: a division that is not possible.
+    """
+    try:
+        compiled = program.compile_round(run, mesh)
+    except DoesNotFit as failure:
+        return {'fits': False, 'needed_bytes': failure.needed, 'said': str(failure)}, None
+    return report.measured(run, topology, mesh, compiled), compiled
 
 
 def save(compiled: Compiled, directory: Path, display: Display) -> dict[str, Any]:

@@ -5,7 +5,9 @@ import dataclasses
 import importlib.metadata
 import math
 import re
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import jax
 from t5x_selfimprove import improve, partitioning
 from t5x_selfimprove.data.items import encode_examples, encode_questions
 from t5x_selfimprove.models import decoding, parameters
+from t5x_selfimprove.models.config import TransformerConfig
 from t5x_selfimprove.partitioning import LEARNING, SAMPLING, Axes
 from t5x_selfimprove.precompile.chips import Topology
 from t5x_selfimprove.precompile.walking import Steps
@@ -95,6 +98,7 @@ class Compiled:
     """A program that the compiler found room for."""
 
     program: Any  # jax.stages.Compiled
+    text: str  # of the program, in HLO
     seconds: float
     memory: dict[str, float]  # bytes of a device by kind
     steps: Steps  # of decoding
@@ -109,16 +113,27 @@ def compile_round(run: Improve, mesh: jax.sharding.Mesh) -> Compiled:
     """
     start = time.perf_counter()
     given = inputs(run, mesh)
-    with partitioning.use(mesh):
+    with partitioning.use(mesh), tempfile.TemporaryDirectory() as directory:
         steps = decoding_steps(run)
         lowered = improve.program(run.recipe).lower(given.state, given.questions, given.replay)
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=_dump(directory, mesh))
         except jax.errors.JaxRuntimeError as error:
             if 'RESOURCE_EXHAUSTED' not in str(error):
                 raise
             raise DoesNotFit(str(error).splitlines()[0], needed_bytes(str(error))) from error
-        return Compiled(compiled, time.perf_counter() - start, memory(run, compiled, given, mesh), steps)
+        seconds = time.perf_counter() - start
+        dumped = [path.read_text(encoding='utf-8') for path in Path(directory).glob('*.after_codegen.txt')]
+        text = dumped[0] if dumped else compiled.as_text()
+        return Compiled(compiled, text, seconds, memory(run, compiled, given, mesh), steps)
+
+
+def _dump(directory: str, mesh: jax.sharding.Mesh) -> dict[str, Any] | None:
+    """Has the compiler for TPUs write the text of the program: jaxlib 0.10.2 cannot read back all that libtpu 0.0.52
+    compiles (INTERNAL: 'async-update instruction should have 1 operands', the 540B model on v5p)."""
+    if mesh.devices.flat[0].platform != 'tpu':
+        return None
+    return {'xla_dump_to': directory, 'xla_dump_hlo_as_text': True}
 
 
 def decoding_steps(run: Improve) -> Steps:
@@ -176,6 +191,18 @@ def mesh_of(run: Improve, topology: Topology) -> jax.sharding.Mesh:
     return run.place.mesh.build(topology.devices())
 
 
-def compiler_version() -> str:
-    """Version of the compiler for TPUs."""
-    return importlib.metadata.version('libtpu')
+def compiler_version(topology: Topology) -> dict[str, str]:
+    """Name and version of the package that compiled."""
+    names = ('libtpu',) if topology.chip.platform == 'tpu' else ('jax-cuda12-pjrt', 'jax-cuda13-pjrt')
+    there = {one.name.lower().replace('_', '-'): one.version for one in importlib.metadata.distributions() if one.name}
+    return {name: there[name] for name in names if name in there}
+
+
+def without_cudnn(run: Improve, topology: Topology) -> tuple[Improve, dict[str, str]]:
+    """The run as it can be compiled here, and what is said of that: jax looks for cuDNN and a GPU where a model with
+    its attention is traced, so that for GPUs attention is made of plain products, whose scores take more memory."""
+    model = run.model
+    if topology.chip.platform != 'gpu' or not isinstance(model, TransformerConfig) or model.attention == 'plain':
+        return run, {}
+    said = 'plain here, with all scores in memory; on the GPUs cuDNN, without them, where it applies'
+    return dataclasses.replace(run, model=dataclasses.replace(model, attention='plain')), {'attention': said}

@@ -31,18 +31,21 @@ def place(run: Improve, topology: Topology, mesh: jax.sharding.Mesh) -> dict[str
         'parameters': parameters.count(model),
         'batch': run.batch_arithmetic(),
         'hbm_bytes': topology.chip.hbm,
-        'versions': session.versions() | {'libtpu': program.compiler_version()},
+        'versions': session.versions() | program.compiler_version(topology),
     }
 
 
 def measured(run: Improve, topology: Topology, mesh: jax.sharding.Mesh, compiled: Compiled) -> dict[str, Any]:
-    """Memory, work and time of a program that fits; seconds and all counts are of one round."""
-    costs = walking.costs(compiled.program.as_text(), mesh, compiled.steps)
+    """Memory, work and time of a program; seconds and all counts are of one round.
+
+    The compiler for TPUs refuses what does not fit, that for GPUs compiles it.
+    """
+    costs = walking.costs(compiled.text, mesh, compiled.steps)
     rounds = run.rounds_per_dispatch
     phases = {name: _phase(each, rounds, topology, mesh) for name, each in costs.phases.items()}
     seconds = sum(each['roofline_seconds'] for each in phases.values())
     return {
-        'fits': True,
+        'fits': topology.chip.platform == 'tpu' or compiled.memory['total'] <= topology.chip.hbm,
         'compile_seconds': compiled.seconds,
         'memory': compiled.memory,
         'needed_bytes': compiled.memory['total'],

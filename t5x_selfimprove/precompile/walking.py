@@ -54,7 +54,7 @@ def costs(text: str, mesh: jax.sharding.Mesh, steps: Steps) -> Costs:
     """Walks through a compiled program.
 
     Args:
-      text: of the program, `compiled.as_text()`.
+      text: of the program, in HLO.
       mesh: that it was compiled for.
       steps: of decoding.
     """

@@ -4,13 +4,14 @@ import dataclasses
 import itertools
 import json
 import re
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from t5x_selfimprove.partitioning import MESH_AXES, MeshShape, slice_of
-from t5x_selfimprove.precompile import knobs, program
+from t5x_selfimprove.precompile import knobs, program, report, walking
 from t5x_selfimprove.precompile.chips import Topology
 from t5x_selfimprove.train import Improve
 from tests import tiny_run
@@ -23,6 +24,13 @@ SETTINGS = {
     'models__TransformerConfig__embedding_rows': 256,
     'sampling__Sampler__max_tokens': 6,
 }
+
+
+class Full:
+    """A compiled program that needs more than there is."""
+
+    program, text, seconds, steps = None, '', 1.0, None
+    memory = types.MappingProxyType({'total': 10**12})
 
 
 def arguments(**bindings) -> list[str]:
@@ -81,6 +89,36 @@ def test_a_run_compiled_for_a_pod(tmp_path, monkeypatch, topology):
     assert all(each['bytes'] < rows * width for each in gathered), gathered
     assert (tmp_path / 'out' / 'round.jax').stat().st_size > 10_000
     assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_compiled_for_gpus(tmp_path, monkeypatch):
+    """Where jax's plug-in for CUDA is installed, beside no GPU."""
+    try:
+        Topology('h100-4').devices()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    monkeypatch.chdir(tmp_path)
+    places = {'precompile__Precompile__topology': 'h100:2x2', 'precompile__Precompile__output': tmp_path / 'out'}
+    outcome = tiny_run.done(arguments(**places))
+    assert 'fits: ' in outcome.out and '59.3 GiB of HBM that a device of h100:2x2 has' in outcome.out
+    found = json.loads((tmp_path / 'out' / 'precompile.json').read_text())
+    assert set(found['loops']['counted at their most'].values()) == {6} and found['loops']['counted once'] == []
+    learning = found['phases']['learning']
+    assert learning['seconds']['network'] > 0 and learning['seconds']['links'] > 0  # fsdp over hosts, tensor inside
+    assert (tmp_path / 'out' / 'round.jax').stat().st_size > 10_000
+
+
+def test_what_is_compiled_for_gpus_and_does_not_fit(monkeypatch):
+    """The compiler for GPUs compiles what does not fit; the verdict is ours, and the knobs are turned."""
+    monkeypatch.setattr(report.program, 'compile_round', lambda run, mesh: Full())
+    monkeypatch.setattr(Topology, 'devices', lambda self: jax.devices()[:4])
+    monkeypatch.setattr(report.walking, 'costs', lambda *_: walking.Costs({}, {}, []))
+    monkeypatch.setattr(report, 'show', lambda *_: None)
+    command = dataclasses.replace(tiny_run.built(arguments()).value, topology='h100-4', tries=2)
+    found = command.run('')
+    assert not found['fits'] and found['needed_bytes'] == 10**12 and 'program' not in found
+    assert [each['fits'] for each in found['tried']] == [False, False]
+    assert found['attention'].startswith('plain here')
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A compiled program read from its text: loops, operations, bytes and collectives counted by hand."""
 
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -41,6 +42,30 @@ def test_a_loop_that_data_may_end_is_counted_at_its_most():
     found = walking.costs(text.replace('learning', 'sampling'), mesh(), STEPS)
     assert found.bounded == {'loop': 7}
     assert found.phases['decoding'].flops == 7 * 2 * 8 * 4 * 4 and found.phases['prefill'].flops == 0
+
+
+FUSED = """%compared (a: s32[]) -> pred[] {
+  %a = s32[] parameter(0)
+  %most = s32[] constant(16)
+  ROOT %lower = pred[] compare(%a, %most), direction=LT
+}
+
+%added (b: s32[]) -> s32[] {
+  %b = s32[] parameter(0)
+  %three = s32[] constant(3)
+  ROOT %more = s32[] add(%b, %three)
+}
+
+%body"""
+
+
+def test_a_loop_whose_comparison_is_fused_as_for_gpus():
+    text = TEXT.replace('%body', FUSED, 1)
+    text = text.replace('compare(%number, %limit), direction=LT', 'fusion(%number), kind=kLoop, calls=%compared')
+    text = text.replace('%next = s32[] add(%number, %two)', '%next = s32[] fusion(%number), kind=kLoop, calls=%added')
+    found = walking.costs(text, mesh(), STEPS)
+    assert found.phases['learning'].flops == 5 * 2 * 8 * 4 * 4  # 2, 5, ..., 14
+    assert (found.bounded, found.unread) == ({}, [])
 
 
 def test_a_loop_that_cannot_be_read_is_told():
@@ -148,6 +173,17 @@ def test_a_buffer_that_is_only_reserved_moves_nothing():
     assert counting.traffic(program, computation, computation.root) == 0
 
 
+def test_operations_of_a_product_that_cublas_computes():
+    config = '{"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}'
+    program, computation = instructions(
+        '%l = bf16[4,8] parameter(0)',
+        '%r = bf16[8,16] parameter(1)',
+        'ROOT %c = (bf16[4,16], s8[4096]) custom-call(%l, %r), custom_call_target="__cublas$gemm", '
+        f'backend_config={config}',
+    )
+    assert counting.operations(program, computation, computation.root) == 2 * 4 * 16 * 8
+
+
 @pytest.mark.parametrize(
     ('attributes', 'groups'),
     [
@@ -186,4 +222,30 @@ def test_bytes_that_a_device_sends(opcode, sent):
     line = f'%c = f32[256] {opcode}(%a), channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0)'
     found = collectives.collective(hlo.instruction(line), mesh())
     assert (found.axes, found.bytes) == (('fsdp',), sent)
+    operand = 4 * 256 if opcode == 'reduce-scatter' else 64  # elements of what goes in, where a start gives it, too
+    started = line.replace('f32[256]', f'(f32[{operand}], f32[256])').replace(opcode, f'{opcode}-start')
+    assert collectives.collective(hlo.instruction(started), mesh()) == found
     assert collectives.collective(hlo.instruction(line.replace('[2,4]<=[4,2]T(1,0)', '[8,1]<=[8]')), mesh()) is None
+
+
+def devices(platform: str, places: list[tuple[int, int, int]]) -> np.ndarray:
+    """Stand-ins for devices: slice, host and coordinates of each."""
+    found = [
+        types.SimpleNamespace(platform=platform, slice_index=part, process_index=host, coords=(x, 0, 0))
+        for part, host, x in places
+    ]
+    return np.array(found).reshape(2, 2)
+
+
+@pytest.mark.parametrize(
+    ('platform', 'places', 'share'),
+    [
+        ('gpu', [(0, 0, 0), (0, 0, 1), (0, 1, 2), (0, 1, 3)], {'data': None, 'tensor': 1.0}),
+        ('tpu', [(0, 0, 0), (0, 0, 1), (0, 1, 2), (0, 1, 3)], {'data': 1 / 3, 'tensor': 1 / 3}),
+        ('tpu', [(0, 0, 0), (0, 0, 1), (1, 1, 0), (1, 1, 1)], {'data': None, 'tensor': 1 / 3}),
+    ],
+)
+def test_links_within_hosts_of_gpus_and_slices_of_tpus(platform, places, share):
+    there = devices(platform, places)
+    for axis, wanted in share.items():
+        assert walking.links_used(there, (axis,), ('data', 'tensor'), torus=3) == wanted
