@@ -13,6 +13,8 @@ from t5x_selfimprove.sampling.slots import Loop, Paths, Plan
 class Answers(Protocol):
     """What reads the answers of paths; `consolidation.AnswerFormat` is one."""
 
+    truncated_votes: bool  # whether the answer of a path that was cut off counts
+
     def extract(self, tokens, mask, ended):
         """(canonical bytes [S, A], whether an answer was found [S])."""
 
@@ -61,7 +63,8 @@ class Adaptive:
         mask = jnp.arange(paths.tokens.shape[1]) < paths.count[:, None]
         answer, found = self.answers.extract(paths.tokens, mask, paths.ended)
         shape = (plan.parts * plan.questions, plan.samples)
-        finished, found = finished.reshape(shape), (found & finished).reshape(shape)
+        votes = found & finished & (paths.ended | self.answers.truncated_votes)
+        finished, found = finished.reshape(shape), votes.reshape(shape)
         first, second = leading_two(answer.reshape(*shape, -1), found)
         remaining = plan.samples - finished.sum(axis=1)
         settled = first - second > remaining

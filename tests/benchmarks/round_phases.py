@@ -21,6 +21,7 @@ from t5x_selfimprove.checkpoints import describe_model, read_model
 from t5x_selfimprove.data.items import encode_examples
 from t5x_selfimprove.formats import examples_in
 from t5x_selfimprove.main import settle_environment
+from t5x_selfimprove.models import decoding
 from t5x_selfimprove.session import Session, versions
 from t5x_selfimprove.train import Improve
 from tests.benchmarks.timing import COLUMNS, Program, Timed, measure, show, write
@@ -28,7 +29,8 @@ from tests.benchmarks.timing import COLUMNS, Program, Timed, measure, show, writ
 
 def sample(model: Any, questions: Any, key: jax.Array, *, recipe: improve.Recipe) -> Any:
     """Paths of all questions [G, Q, ...], batch after batch."""
-    draw = lambda _, batch: (None, recipe.sampler(model, recipe.prompt(batch), key))  # noqa: E731
+    frozen = decoding.for_sampling(model, recipe.sampler.weights)
+    draw = lambda _, batch: (None, recipe.sampler(frozen, recipe.prompt(batch), key))  # noqa: E731
     return jax.lax.scan(draw, None, questions)[1]
 
 

@@ -162,6 +162,8 @@ def test_batches_that_do_not_divide_are_refused():
 class FirstToken:
     """The answer of a path is its first token, b (token 3) is none."""
 
+    truncated_votes: bool = False
+
     def extract(self, tokens, mask, ended):
         return tokens[:, :1].astype(jnp.uint8), mask[:, 0] & (tokens[:, 0] != 3)
 
@@ -214,6 +216,9 @@ def test_settled_by_the_count(answers, settled):
     paths = slots.start(plan, 3, 0, own).paths
     answers = np.array(answers)
     paths = dataclasses.replace(paths, tokens=paths.tokens.at[:, 0].set(answers), count=jnp.asarray(answers > 0) * 2)
+    assert Adaptive(FirstToken(truncated_votes=True)).settled(plan, paths).tolist() == [settled]
+    assert Adaptive(FirstToken()).settled(plan, paths).tolist() == [False]  # they were cut off: none counts
+    paths = dataclasses.replace(paths, ended=jnp.asarray(answers > 0))
     assert Adaptive(FirstToken()).settled(plan, paths).tolist() == [settled]
     assert Adaptive(FirstToken(), confidence=0.8, least=2).settled(plan, paths).tolist() == [
         settled or answers.tolist() == [2, 2, 0, 0, 0]
