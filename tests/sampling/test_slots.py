@@ -138,6 +138,26 @@ def test_deep_models_move_less_often():
     assert default_tail(8, 127) == ()
 
 
+def test_memory_of_a_path_is_the_same_behind_a_long_prompt():
+    """It grows with prefix + Q P + S C, never with S P: no keys and values of a prompt are repeated."""
+    tiny = decoding.for_sampling(model(layers=1, head_size=64))
+    of_token = 2 * tiny.config.kv_heads * 64 * 4  # bytes of its keys and values
+
+    def of_paths(prefix, question):
+        """Bytes that 56 paths more for each of two questions take."""
+        asked, taken = prompts_of([[2] * question] * 2, prefix=[3] * prefix), []
+        for samples in (8, 64):
+            sampler = Sampler(WORDS, samples=samples, max_tokens=9, tail=())
+            run = jax.jit(lambda tiny, context: sampler(tiny, asked, jax.random.key(0), context))  # noqa: B023
+            context = jax.eval_shape(sampler.read_prefix, tiny, asked)
+            taken.append(run.lower(tiny, context).compile().memory_analysis().temp_size_in_bytes)
+        return taken[1] - taken[0]
+
+    short, long = of_paths(8, 8), of_paths(520, 136)
+    assert short > 2 * 56 * 9 * of_token
+    assert long - short < 2 * 56 * (512 + 128) * of_token / 4  # the scores; with copies it would be four times as much
+
+
 def test_slots_by_memory(monkeypatch):
     tiny, asked = model(), prompts_of(ASKED)
     one = decoding.bytes_of_own(tiny, 9)
