@@ -15,11 +15,12 @@ from t5x_selfimprove.data.items import check_banks, encode_questions, make_item
 from t5x_selfimprove.display import Display, percent
 from t5x_selfimprove.evaluate import Evaluation
 from t5x_selfimprove.feed import Feed
+from t5x_selfimprove.harness import harness_results
 from t5x_selfimprove.improve import Consolidator
 from t5x_selfimprove.models.config import ModelConfig
 from t5x_selfimprove.sampling.sampler import Sampler
 from t5x_selfimprove.session import Place, Session, check_writable
-from t5x_selfimprove.suite import Suite
+from t5x_selfimprove.suite import OutOfDomain, Suite, open_suites
 from t5x_selfimprove.templates import Template
 from t5x_selfimprove.vocabulary import Vocabulary
 
@@ -38,30 +39,61 @@ class Evaluate:
     initial: str  # run directory, or Hugging Face directory, of the model
     evaluation: Evaluation
     evaluation_questions: Feed
-    stored_questions: int = 200
+    out_of_domain: tuple[OutOfDomain, ...] = ()  # further suites, side by side with those questions
+    stored_questions: int | None = None  # whose paths are written to the sample store; None = all
 
     def run(self, config: str) -> dict[str, Any]:
         """Measures once. Raises ValueError or OSError on bad input, before anything long starts."""
         self.place.devices()  # before anything else wakes jax up
-        left_out = check_banks(self.evaluation_questions.bank)
+        left_out = check_banks(self.evaluation_questions.bank, *(one.questions.bank for one in self.out_of_domain))
         described = describe_model(self.initial, self.vocabulary)
         place = dataclasses.replace(self.place, directory=str(Path(self.place.directory, 'evaluation')))
         with Session(place, config) as session:
             state = session.place_state(lambda: _Holder.create(self.model, self.vocabulary))
             state = _Holder(read_model(self.initial, state.model))
             session.announce('evaluate', state, {'model': f'{self.initial}, step {described.step:,}', **left_out})
-            suite = Suite(session, self.vocabulary, self.evaluation, self.evaluation_questions, self.stored_questions)
-            found = suite.measure(state.model, described.manifest.get('round', 0))
-            if processes.first():
-                files.write_json(
-                    session.directory / 'evaluation.json', {'model': self.initial, 'step': described.step, **found}
-                )
-            columns = ['suite', 'greedy', 'majority', 'pass@N', 'answered', 'calibration error']
-            names = ('greedy_accuracy', 'majority_accuracy', 'pass_at_n', 'answered', 'calibration_error')
-            row = [suite.name, *(percent(found[name]) for name in names)]
-            session.display.table(f'{found["questions"]:,} questions, per cent [95 % interval]', columns, [row])
-            session.display.say(f'written: {session.directory / "evaluation.json"}')
-        return found
+            asked = self.evaluation, self.evaluation_questions, self.out_of_domain
+            suites = open_suites(session, self.vocabulary, *asked, self.stored_questions)
+            number = described.manifest.get('round', 0)
+            found = {suite.name: suite.measure(state.model, number) for suite in suites}
+            self.write(session, suites, found, described.step)
+        return found[suites[0].name]
+
+    def write(self, session: Session, suites: list[Suite], found: dict[str, dict[str, Any]], step: int) -> None:
+        """Writes evaluation.json and results.json, and prints the table."""
+        model = {'model': self.initial, 'step': step}
+        first, *others = (suite.name for suite in suites)
+        rest = {'suites': {name: found[name] for name in others}} if others else {}
+        kinds = {suite.name: suite.evaluation.consolidator.answers.kind for suite in suites}
+        if processes.first():
+            files.write_json(session.directory / 'evaluation.json', {**model, **found[first], **rest})
+            files.write_json(session.directory / 'results.json', harness_results(found, kinds, model))
+        session.display.table('per cent [95 % interval]', *evaluation_table(found))
+        session.display.say(f'written: {session.directory / "evaluation.json"}, results.json beside it')
+
+
+def evaluation_table(found: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of suites side by side, a column each."""
+    names = {
+        'standard_accuracy': 'standard',
+        'greedy_accuracy': 'greedy',
+        'majority_accuracy': 'majority',
+        'weighted_accuracy': 'weighted vote',
+        'maj_at_k': 'maj@',
+        'pass_at_k': 'pass@',
+        'answered': 'answered',
+        'truncated': 'truncated',
+        'calibration_error': 'calibration error',
+        'brier': 'Brier score',
+    }
+    rows: dict[str, dict[str, str]] = {}
+    for suite, one in found.items():
+        told = [(names[name], one[name]) for name in names if name in one and not name.endswith('_at_k')]
+        told += [(f'{names[name]}{k}', value) for name in ('maj_at_k', 'pass_at_k') for k, value in one[name].items()]
+        for name, value in told:
+            rows.setdefault(name, {})[suite] = percent(value)
+        rows.setdefault('questions', {})[suite] = f'{one["questions"]:,}'
+    return ['', *found], [[name, *(cells.get(suite, '-') for suite in found)] for name, cells in rows.items()]
 
 
 @jax.tree_util.register_dataclass

@@ -1,14 +1,16 @@
 """Files that are there whole or not at all, whenever the process that writes them is killed."""
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all; what was there stays until then.
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of what was at `path` when all of it is written, or not at all.
 
     Raises:
       OSError: it cannot be written.
@@ -16,14 +18,20 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.partial')  # always the same: what a killed run left is written over
     try:
-        with partial.open('w', encoding='utf-8') as file:
-            file.write(text)
+        with partial.open('wb') as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)  # on a full disk every byte counts
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all. Raises OSError where it cannot be written."""
+    with written(path) as file:
+        file.write(text.encode('utf-8'))
 
 
 def write_json(path: Path, value: Any) -> None:

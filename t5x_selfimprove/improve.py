@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import UInt32
 
 from t5x_selfimprove import metrics, partitioning
 from t5x_selfimprove.consolidation import AnswerFormat
@@ -81,6 +82,7 @@ class Round:
     metrics: Metrics
     samples: Samples
     verdict: Verdict
+    model: UInt32[Any, '*rounds 2']  # fingerprint of the parameters that drew the samples
 
 
 def one_round(
@@ -122,12 +124,13 @@ def one_round(
     if recipe.drift_paths:
         first = jax.tree.map(lambda array: array[0], samples)
         drift = log_prob_drift(state.model, recipe.prompt(some), first, recipe.drift_paths, vocabulary.pad_id)
+    drawn_by = parameters.fingerprint(state.model)
     with jax.named_scope('learning'):
         state, learned = recipe.learner(state, examples, replay, learn_key)
     state = dataclasses.replace(
         state, round=state.round + 1, model=parameters.constrain(state.model, partitioning.LEARNING)
     )
-    return state, Round(metrics.summed(counts) | drift | learned, samples, verdict)
+    return state, Round(metrics.summed(counts) | drift | learned, samples, verdict, drawn_by)
 
 
 def rounds(

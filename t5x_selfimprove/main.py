@@ -22,7 +22,11 @@ HELP = """{usage}
   precompile   compiles an improve run for a pod of TPUs that is not there: does it fit, what does a round take
   evaluate     measures the model of a run directory on labelled questions
   sample       asks the model of a run directory questions and shows the vote
+  questions    lets the model write new questions, kept where its vote on them is confident
+  exemplars    lets the model write the exemplars of a few-shot prompt
+  samples      prints or greps the paths that a run has sampled: samples RUN_DIR --help
   export       writes the model of a run directory as a Hugging Face directory
+  sweep        runs a command at several settings and seeds, and draws the figure
   report       writes the page of one or more finished runs: report RUN_DIR ...
 
 --gin_file names a configuration (gin/runs holds complete ones; each opens with its command), --gin.NAME=value sets a
@@ -31,9 +35,9 @@ value in it. A command that was stopped goes on where it was when it is given ag
 On several hosts pretrain, improve and evaluate are given as they are to every process; SLURM, GKE and TPU pods tell
 each which one it is, elsewhere --coordinator=HOST:PORT --processes=COUNT --process=NUMBER do. launch/ has scripts.
 
-Exit codes: 0 done; 2 a mistake, said in a line; 75 stopped as SIGTERM or SIGUSR1 asked, at the next boundary (the end
-of the round or chunk in progress, evaluated and saved): give the same command again; 76 another process was lost: give
-the same command again in all; 130 interrupted."""
+Exit codes: 0 done; 1 no such samples; 2 a mistake, said in a line; 75 stopped as SIGTERM or SIGUSR1 asked, at the next
+boundary (the end of the round or chunk in progress, evaluated and saved): give the same command again; 76 another
+process was lost: give the same command again in all; 130 interrupted."""
 
 STOPPABLE = ('pretrain', 'improve')  # commands with boundaries; a signal ends the others at once
 
@@ -51,8 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     settle_environment()
     from t5x_selfimprove import config
 
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ['samples']:
+        return show_samples(argv[1:])
     try:
-        arguments = config.parse_arguments(sys.argv[1:] if argv is None else argv)
+        arguments = config.parse_arguments(argv)
     except config.ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -62,6 +69,17 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.update(arguments.process)
     with stopping.listening() if arguments.command in STOPPABLE else contextlib.nullcontext():
         return run(arguments)
+
+
+def show_samples(argv: list[str]) -> int:
+    """Prints or greps stored paths, which has flags of its own."""
+    from t5x_selfimprove import samples
+
+    try:
+        return samples.main(argv)
+    except (ValueError, OSError) as error:
+        print(f'{type(error).__name__}: {error}', file=sys.stderr)
+        return 2
 
 
 def run(arguments: Any) -> int:

@@ -1,7 +1,7 @@
 """The HTML page of a run: one file that shows what happened and needs no network.
 
 `write_report` reads what a run leaves in its directory (`metrics.jsonl`, `summary.json`, `config.gin`,
-`samples/*.jsonl`) and writes `report.html` beside it. It works on a run that was killed or is still going: what is
+`samples/*.parquet`) and writes `report.html` beside it. It works on a run that was killed or is still going: what is
 missing, unreadable or shown in part is said on the page with its count. The words are written here; tables, charts
 and the browser of questions are made by the scripts in `report_page/` from the data embedded in the page.
 """
@@ -18,6 +18,7 @@ import re
 import string
 from typing import Any
 
+from t5x_selfimprove.data import store
 from t5x_selfimprove.files import write_text
 
 Json = dict[str, Any]
@@ -26,7 +27,7 @@ QUESTIONS_PER_FILE = 200
 SAMPLE_BYTES = 16_000_000  # of stored samples behind one page; a phone still opens the page that this makes
 SCRIPTS = ('charts.js', 'figures.js', 'tables.js', 'browser.js', 'page.js')  # each needs those before it
 WORDS = {'improve': 'Self-improvement run', 'pretrain': 'Pre-training run', 'evaluate': 'Evaluation'}
-SAMPLE_FILE = re.compile(r'(round|evaluation)_(?:(\w+)_)?(\d+)\.jsonl')
+SAMPLE_FILE = re.compile(r'(round|evaluation)_(?:(\w+)_)?(\d+)\.parquet')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Run:
     run: Json  # the last record of kind 'run'
     pretrain: tuple[Json, ...]
     rounds: tuple[Json, ...]
-    evaluations: dict[str, tuple[Json, ...]]  # by suite, the held-out questions first
+    evaluations: dict[str, tuple[Json, ...]]  # by suite, in the order they were measured in: the held-out first
     summary: Json | None  # None where the run has not finished
     configuration: str | None
     compiles: tuple[Json, ...]  # the round that waited for each compilation, and the seconds it took
@@ -70,8 +71,8 @@ def write_report(run_directory: str | os.PathLike, questions_per_file: int = QUE
     return target
 
 
-def read_json_lines(path: pathlib.Path, wanted: set[int] | None = None) -> tuple[list[Json], list[int], int]:
-    """Reads one JSON object a line, or only the wanted lines, counted from 1 without the empty ones.
+def read_json_lines(path: pathlib.Path) -> tuple[list[Json], list[int], int]:
+    """Reads one JSON object a line; lines are counted from 1 without the empty ones.
 
     Returns:
       the objects; the numbers of the lines that are not JSON objects (a killed run leaves half a line); how many
@@ -80,8 +81,6 @@ def read_json_lines(path: pathlib.Path, wanted: set[int] | None = None) -> tuple
     records, unreadable, infinite = [], [], []
     with open(path, 'rb') as file:
         for number, line in enumerate((line for line in file if line.strip()), 1):
-            if wanted is not None and number not in wanted:
-                continue
             try:
                 record = json.loads(line, parse_constant=infinite.append)  # append returns None
             except ValueError:
@@ -129,7 +128,7 @@ def read_run(directory: pathlib.Path) -> Run:
         run=about,
         pretrain=tuple(kinds['pretrain']),
         rounds=tuple(kinds['round']),
-        evaluations=dict(sorted(evaluations.items(), key=lambda item: item[0] != 'held_out')),
+        evaluations=evaluations,
         summary=summary,
         configuration=config.read_text('utf-8', 'replace') if config.is_file() else None,
         compiles=_compiles(records),
@@ -193,38 +192,39 @@ def read_samples(directory: pathlib.Path, run: Run, most: int) -> tuple[list[Jso
 
     Returns:
       a record for each file (kind, suite, round, questions stored, asked, and those for the page), in order of round;
-      notices about lines that could not be read.
+      notices about files that could not be read.
     """
-    found = []
-    for path in (directory / 'samples').glob('*.jsonl'):
+    found, unreadable = [], 0
+    for path in (directory / 'samples').glob('*.parquet'):
         name = SAMPLE_FILE.fullmatch(path.name)
         if name:
-            with open(path, 'rb') as file:
-                stored = sum(1 for line in file if line.strip())
-            found.append((name[1], name[2], int(name[3]), path, stored))
+            try:
+                found.append((name[1], name[2], int(name[3]), path, store.about(path)))
+            except (ValueError, OSError):
+                unreadable += 1
     found.sort(key=lambda entry: (entry[0], entry[1] or '', entry[2]))
-    size = sum(path.stat().st_size * min(most, stored) / max(1, stored) for *_, path, stored in found)
+    size = sum(about['text_bytes'] * min(most, about['questions']) / max(1, about['questions']) for *_, about in found)
     if size > SAMPLE_BYTES:
         most = max(1, int(most * SAMPLE_BYTES / size))
-    files, unreadable = [], 0
-    for kind, suite, number, path, stored in found:
+    files, first = [], next(iter(run.evaluations), 'held_out')
+    for kind, suite, number, path, about in found:
+        stored = about['questions']
         shown = min(most, stored)
-        wanted = {1 + index * stored // shown for index in range(shown)} if shown else set()
-        questions, torn, _ = read_json_lines(path, wanted)
-        unreadable += len(torn)
-        about = run.rounds if kind == 'round' else run.evaluations.get(suite or 'held_out', ())
-        asked = next((record.get('questions') for record in about if record['round'] == number), None)
+        wanted = {index * stored // shown for index in range(shown)} if shown else set()
+        questions = store.questions(store.read(path, store.SHOWN), wanted)
+        records = run.rounds if kind == 'round' else run.evaluations.get(suite or first, ())
+        asked = next((record.get('questions') for record in records if record['round'] == number), None)
         files.append(
             {
                 'kind': kind,
-                'suite': suite,
+                'suite': suite or (first if kind == 'evaluation' else None),
                 'round': number,
                 'stored': stored,
                 'asked': asked,
                 'questions': [_pack(question) for question in questions],
             }
         )
-    text = f'Left out as unreadable: {_many(unreadable, "line")} of the stored samples.'
+    text = f'Left out as unreadable: {_many(unreadable, "file")} of the stored samples.'
     return files, (text,) if unreadable else ()
 
 

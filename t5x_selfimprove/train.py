@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_selfimprove import files, improve, metrics, partitioning, placement, processes, tally
+from t5x_selfimprove import improve, metrics, partitioning, placement, processes, tally
 from t5x_selfimprove.checkpoints import Described, describe_model, model_facts, read_model
 from t5x_selfimprove.data import store
 from t5x_selfimprove.data.items import Bank, Item, check_banks, encode_examples, encode_questions
@@ -21,8 +21,8 @@ from t5x_selfimprove.models.config import ModelConfig
 from t5x_selfimprove.records import Lessons, Questions, TrainState
 from t5x_selfimprove.report import write_report
 from t5x_selfimprove.session import Place, Session
-from t5x_selfimprove.suite import Suite
-from t5x_selfimprove.summary import summarise, table
+from t5x_selfimprove.suite import OutOfDomain, open_suites
+from t5x_selfimprove.summary import suites_table, summarise, table
 from t5x_selfimprove.vocabulary import Vocabulary
 
 # Most that the log-probability of a token may differ between sampling and learning, in nats, by the dtype of the
@@ -47,12 +47,13 @@ class Improve:
     evaluation: Evaluation
     evaluation_questions: Feed
     rounds: int
+    out_of_domain: tuple[OutOfDomain, ...] = ()  # further suites, measured whenever the held-out questions are
     labels: bool = False  # whether the labels of the questions reach the consolidator; a label-free run has False
     replay: Bank | None = None  # labelled examples mixed into training, all of them; None where the learner needs none
     replay_room: int = 0  # tokens of the longest replayed example, end-of-text included
     rounds_per_dispatch: int = 1  # rounds that run as one program between two evaluations
     evaluate_every: int = 1  # rounds between evaluations; the first and the last are always made
-    stored_questions: int = 200  # questions a round whose paths are written to the sample store
+    stored_questions: int | None = None  # questions a round whose paths are written to the sample store; None = all
     train_on_evaluation: bool = False  # whether questions of the evaluation may be trained on
     drift_limit: float | None = None  # nats of `log_prob_drift` that stop the run; None: DRIFT_LIMITS
 
@@ -99,7 +100,7 @@ class Improve:
             session.announce('improve', state, self.batch_arithmetic() | cache | left_out)
             step = run.compile(state) if (done or 0) < self.rounds else None
             if done is None:
-                run.suite.measure(state.model, 0)
+                run.measure(state.model, 0)
                 run.save(state, 0)
             elif done:
                 session.display.say(f'resumed after round {done} of {self.rounds}')
@@ -108,20 +109,25 @@ class Improve:
                 state = run.dispatch(step, state, number)
                 last = number + self.rounds_per_dispatch
                 if last % self.evaluate_every == 0 or last == self.rounds:
-                    run.suite.measure(state.model, last)
+                    run.measure(state.model, last)
                 run.save(state, last)
             session.writer.write('session', seconds=time.perf_counter() - start)
             if not processes.first():
                 return {}
             summary = summarise(session.directory)
             session.display.table(*table(summary))
+            if len(summary['suites']) > 1:
+                session.display.table(*suites_table(summary))
+                transfer = 100 * summary['backward_transfer']
+                session.display.say(f'backward transfer to the suites out of domain: {transfer:+.1f} points')
             session.display.say(f'summary: {session.directory / "summary.json"}')
             session.display.say(f'report: {write_report(session.directory)}')
             return summary
 
     def check_input(self) -> tuple[dict[str, str], Described]:
         """Looks at everything that is read, before anything long starts; what banks leave out, the initial model."""
-        left_out = check_banks(self.questions.bank, self.evaluation_questions.bank, self.replay)
+        others = [one.questions.bank for one in self.out_of_domain]
+        left_out = check_banks(self.questions.bank, self.evaluation_questions.bank, self.replay, *others)
         if self.replay is not None and self.replay.size is None:
             raise ValueError(
                 f'all of replay is packed at the start and this bank is endless; set a count: {self.replay}'
@@ -158,14 +164,16 @@ class _Run:
     def __init__(self, settings: Improve, session: Session):
         self.settings = settings
         self.session = session
-        self.suite = Suite(
+        self.suites = open_suites(
             session,
             settings.vocabulary,
             settings.evaluation,
             settings.evaluation_questions,
+            settings.out_of_domain,
             settings.stored_questions,
             settings.recipe.consolidator,
         )
+        self.evaluated = frozenset().union(*(suite.ids for suite in self.suites))
         self.replay = self.pack_replay()
 
     @property
@@ -176,6 +184,11 @@ class _Run:
             return settings.drift_limit
         rounded = settings.recipe.sampler.weights != 'as trained'
         return np.inf if rounded else DRIFT_LIMITS[settings.model.dtype]
+
+    def measure(self, model: Any, number: int) -> None:
+        """Measures a model on every suite."""
+        for suite in self.suites:
+            suite.measure(model, number)
 
     def pack_replay(self) -> Lessons | None:
         """All labelled examples as packed rows, on the devices."""
@@ -238,7 +251,7 @@ class _Run:
         """
         settings, feed = self.settings, self.settings.questions
         taken = feed.take(number * feed.per_round, settings.vocabulary, settings.answers, settings.labels)
-        shared = self.suite.ids & {item.id for item in taken[0]}
+        shared = self.evaluated & {item.id for item in taken[0]}
         if shared and not settings.train_on_evaluation:
             raise ValueError(
                 f'{len(shared)} questions of round {number + 1} are evaluation questions (first: {min(shared)}). '
@@ -286,9 +299,12 @@ class _Run:
         settings, session = self.settings, self.session
         start, seconds = time.perf_counter(), facts['seconds']['round']
         flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (left.samples, left.verdict))
-        stored = store.lines(items, *flat, settings.vocabulary, settings.labels, settings.stored_questions)
         if processes.first():
-            files.write_json_lines(session.directory / 'samples' / f'round_{number:04d}.jsonl', stored)
+            formats = tuple(one.name for one in settings.recipe.lessons)
+            drawn_by = parameters.fingerprint_text(left.model)
+            origin = store.Origin(number, settings.place.seed, drawn_by, formats=formats)
+            stored = store.table(items, *flat, settings.vocabulary, settings.labels, origin, settings.stored_questions)
+            store.write(session.directory / 'samples' / f'round_{number:04d}.parquet', stored)
         found = metrics.values(left.metrics)
         loss = found['loss']  # None where there was nothing to train on
         if loss is not None and not np.isfinite(loss):

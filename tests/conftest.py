@@ -40,6 +40,8 @@ CHECKED = (
     't5x_selfimprove.tally',
     't5x_selfimprove.improve',
     't5x_selfimprove.evaluate',
+    't5x_selfimprove.estimators',
+    't5x_selfimprove.formats',
 )
 jaxtyping.install_import_hook(list(CHECKED), 'tests.checking.checked')
 

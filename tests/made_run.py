@@ -5,6 +5,8 @@ import json
 import pathlib
 import random
 
+from tests.stored import write_stored
+
 NAMES = ('Hugo', 'Anna', 'Ben', 'Clara', 'Emma', 'Felix')
 THINGS = ('pens', 'books', 'coins', 'apples', 'shells', 'cups')
 
@@ -71,6 +73,14 @@ def histograms(rows: list[dict]) -> dict:
     return {'share_histogram': shares, 'length_histogram': {'edges': [3.0 * n for n in range(17)], 'counts': lengths}}
 
 
+def answers(row: dict, k: int) -> list[str]:
+    return [path['answer'] for path in row['paths'][:k] if path['found']]
+
+
+def most(row: dict, k: int) -> str:
+    return max(answers(row, k), key=answers(row, k).count, default='')
+
+
 def made_evaluation(number: int, rows: list[dict], paths: int) -> dict:
     count, bins = len(rows), []
     for n in range(10):
@@ -86,6 +96,8 @@ def made_evaluation(number: int, rows: list[dict], paths: int) -> dict:
         'greedy_accuracy': share_of(lambda row: row['paths'][0]['answer'] == row['gold']),
         'majority_accuracy': share_of(lambda row: row['chosen'] == row['gold']),
         'pass_at_n': share_of(lambda row: row['gold'] in [path['answer'] for path in row['paths']]),
+        'maj_at_k': {k: share_of(lambda row, k=k: most(row, k) == row['gold']) for k in (1, 2, paths)},
+        'pass_at_k': {k: share_of(lambda row, k=k: row['gold'] in answers(row, k)) for k in (1, 2, paths)},
         'answered': share_of(lambda row: row['paths'][0]['found']),
         'mean_vote_share': share_of(lambda row: row['share']),
         'calibration_error': {'value': gap, 'low': gap * 0.8, 'high': gap * 1.3}, 'brier': 0.17 / (1 + number),
@@ -134,10 +146,10 @@ def made_run(directory: pathlib.Path, rounds: int = 3, questions: int = 30, path
         skill = 0.7 + 0.28 * (1 - 0.4**number)
         if number:
             rows = made_samples(draw, [made_question(draw) for _ in range(questions)], paths, skill, labelled=False)
-            write_lines(directory / f'samples/round_{number:04d}.jsonl', rows)
+            write_stored(directory / f'samples/round_{number:04d}.parquet', rows, number)
             metrics.append(made_round(number, rows))
         rows = made_samples(draw, held_out, paths, skill, labelled=True)
-        write_lines(directory / f'samples/evaluation_{number:04d}.jsonl', rows)
+        write_stored(directory / f'samples/evaluation_{number:04d}.parquet', rows, number)
         metrics.append(made_evaluation(number, rows, paths))
     write_lines(directory / 'metrics.jsonl', metrics)
     (directory / 'config.gin').write_text('# effective configuration\nrounds = 3\nMajorityVote.threshold = 0.6\n')

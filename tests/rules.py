@@ -16,9 +16,9 @@ PACKAGE = 't5x_selfimprove'
 # floor. Parts on floor 2 meet in `records` only.
 FLOORS = {
     0: ('records', 'vocabulary', 'files', 'ragged', 'stopping'),
-    1: ('partitioning', 'metrics', 'models', 'processes'),
+    1: ('partitioning', 'metrics', 'models', 'processes', 'estimators'),
     2: ('templates', 'sampling', 'consolidation', 'learning', 'tally'),
-    3: ('formats', 'improve', 'evaluate'),
+    3: ('formats', 'improve', 'evaluate', 'harness'),
     4: ('data', 'checkpoints'),
     5: (
         'train',
@@ -32,10 +32,12 @@ FLOORS = {
         'feed',
         'suite',
         'summary',
+        'samples',
+        'generate',
         'display',
         'report',
     ),
-    6: ('config', 'main', '__main__'),
+    6: ('config', 'main', '__main__', 'sweep'),
 }
 SEPARATE_FLOOR = 2
 CORE_FLOORS = (0, 1, 2, 3)

@@ -9,6 +9,7 @@ import pytest
 
 from t5x_selfimprove.data.possessions import Possessions
 from tests import tiny_run
+from tests.stored import stored
 from tests.tiny_run import (
     QUESTIONS,
     ROUNDS,
@@ -17,7 +18,6 @@ from tests.tiny_run import (
     events,
     finished,
     improve_arguments,
-    lines,
     nothing_ran,
     pretrained,
 )
@@ -50,13 +50,12 @@ def test_the_figures_are_those_of_the_last_evaluation_of_the_run(evaluated):
     assert found['questions'] == QUESTIONS and found['samples_per_question'] == SAMPLES
     (again,) = events(run / 'evaluation', 'evaluation')
     assert again['round'] == ROUNDS and again['share_histogram'] == last['share_histogram']
-    paths = [
-        [[path['text'] for path in question['paths']] for question in lines(folder / 'samples/evaluation_0002.jsonl')]
-        for folder in (run, run / 'evaluation')
-    ]
+    files = [folder / 'samples/evaluation_0002.parquet' for folder in (run, run / 'evaluation')]
+    paths = [[[path['text'] for path in question['paths']] for question in stored(file)] for file in files]
     assert paths[0] == paths[1]
     assert 'evaluate: quickstart, seed 0\n' in said and f'{run}, step 8' in said
-    assert re.search(rf'^│ held_out +│ +{100 * found["greedy_accuracy"]["value"]:.1f} \[', said, re.MULTILINE)
+    assert re.search(rf'^│ greedy +│ +{100 * found["greedy_accuracy"]["value"]:.1f} \[', said, re.MULTILINE)
+    assert re.search(rf'^│ pass@{SAMPLES} +│ +{100 * found["pass_at_n"]["value"]:.1f} \[', said, re.MULTILINE)
 
 
 def test_the_record_of_the_run_stays_as_it_is(evaluated):

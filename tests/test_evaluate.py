@@ -9,16 +9,8 @@ import pytest
 
 from t5x_selfimprove import metrics
 from t5x_selfimprove.consolidation.vote import MajorityVote
-from t5x_selfimprove.evaluate import (
-    Evaluation,
-    Results,
-    bootstrap,
-    calibration_error,
-    measure,
-    proportion,
-    reliability,
-    summarise,
-)
+from t5x_selfimprove.estimators import accuracy, bootstrap, calibration_error, proportion, reliability
+from t5x_selfimprove.evaluate import Evaluation, Results, measure, summarise
 from t5x_selfimprove.records import Questions, check
 from t5x_selfimprove.sampling.sampler import Sampler
 from t5x_selfimprove.templates import Template
@@ -74,14 +66,18 @@ def test_reliability_by_hand():
     assert table[1] == {'low': 0.1, 'high': 0.2, 'count': 0, 'mean_share': None, 'accuracy': None}
 
 
-def results(share, right, **fields):
-    """Results of one path a question, greedy as right as the majority."""
+def results(share, right, samples=4, **fields):
+    """Results of four votes a question for one answer, greedy as right as the majority."""
     count = len(share)
+    groups = np.zeros((count, samples), np.int32)
+    groups[:, 0] = 4
     ones, right = np.ones(count, np.float32), np.array(right, np.float32)
     return Results(
         **{
             'weight': ones, 'greedy_correct': right, 'greedy_answered': ones, 'greedy_ended': ones,
             'greedy_length': np.full(count, 7, np.int32), 'majority_correct': right,
+            'standard_correct': 0 * ones, 'standard_answered': 0 * ones, 'weighted_correct': right,
+            'right_votes': (4 * right).astype(np.int32), 'groups': groups,
             'share': np.array(share, np.float32), 'votes': 4 * ones, 'correct': 4 * right, 'kept': 4 * ones,
             'kept_correct': 4 * right, **{name: np.array(value, np.float32) for name, value in fields.items()},
         }
@@ -91,7 +87,7 @@ def results(share, right, **fields):
 def test_shares_on_the_edge_of_a_bin_count_in_the_bin_they_begin():
     # Shares leave the device as float32, where 7/10 is a little less than 0.7.
     share = np.arange(11) / 10
-    got = summarise(results(share, share > 0.4), 10)['reliability']
+    got = summarise(results(share, share > 0.4, 10), 10)['reliability']
     assert [row['count'] for row in got] == [1] * 9 + [2]
     for row in got:
         assert row['low'] - 1e-6 <= row['mean_share']
@@ -109,16 +105,29 @@ def test_a_summary_by_hand():
         correct=[4, 3, 1, 0, 4],
         kept=[4, 3, 2, 0, 4],
         kept_correct=[4, 3, 0, 0, 4],
+        weighted_correct=[1, 1, 1, 0, 0],
+        right_votes=[4, 3, 1, 0, 0],
+        groups=[[4, 0, 0, 0], [3, 0, 0, 1], [1, 2, 0, 1], [0, 0, 0, 0], [4, 0, 0, 0]],
+        standard_correct=[0, 0, 1, 0, 1],
     )
     # As a program leaves it: batches of questions lead.
     batched = jax.tree.map(lambda x: np.stack([x[:3], np.concatenate([x[3:], 0 * x[:1]])]), measured)
     for each in (measured, batched):
-        got = summarise(each, 4)
+        got = summarise(each, 4, at=(1, 2, 4), standard=True)
         assert (got['questions'], got['samples_per_question']) == (4, 4)
-        assert got['greedy_accuracy'] == proportion(np.array([1, 0, 0, 0]))
-        assert got['majority_accuracy'] == proportion(np.array([1, 1, 0, 0]))
-        assert got['pass_at_n'] == proportion(np.array([1, 1, 1, 0]))
-        assert got['answered'] == proportion(np.array([1, 1, 1, 0]))
+        assert got['greedy_accuracy'] == accuracy(np.array([1, 0, 0, 0]))
+        assert got['majority_accuracy'] == accuracy(np.array([1, 1, 0, 0]))
+        assert got['weighted_accuracy'] == got['pass_at_n'] == accuracy(np.array([1, 1, 1, 0]))
+        assert got['answered'] == accuracy(np.array([1, 1, 1, 0]))
+        assert got['standard_accuracy']['value'] == 0.25 and 'standard_accuracy' not in summarise(each, 4)
+        assert list(got['maj_at_k']) == list(got['pass_at_k']) == ['1', '2', '4']
+        assert got['maj_at_k']['1']['value'] == pytest.approx(8 / 16)
+        assert got['maj_at_k']['1'] == pytest.approx(got['sample_accuracy'])
+        # Of two of A A A B: A A (right) in half of the subsets, else a tie; of A B B C: a tie with A in half of them.
+        assert got['maj_at_k']['2']['value'] == pytest.approx((1 + 3 / 4 + 1 / 4) / 4)
+        assert got['maj_at_k']['4']['value'] == pytest.approx(2 / 4)
+        assert got['pass_at_k']['2']['value'] == pytest.approx((1 + 1 + 1 / 2) / 4)
+        assert got['pass_at_k']['4'] == got['pass_at_n']
         assert got['sample_accuracy']['value'] == 8 / 16
         assert got['truncated'] == 0.25
         assert got['mean_length'] == 6
@@ -201,6 +210,12 @@ def test_a_model_of_known_answers_is_measured():
     assert got.majority_correct[0, :4].tolist() == [1, 0, 0, 0]
     assert got.votes[0, :4].tolist() == [400, 400, 400, 0]
     assert got.correct[0, :2].tolist() == [400, 0] and got.correct[0, 3] == 0
+    assert (got.right_votes == got.correct).all()
+    most = 400 * got.share[0, 2]
+    assert np.sort(got.groups[0, 2])[-3:] == pytest.approx([0, 400 - most, most])
+    assert got.groups.sum(axis=-1).tolist() == got.votes.tolist()
+    assert got.weighted_correct[0, :4].tolist() == [1, 0, 0, 0]
+    assert (got.standard_correct == got.greedy_correct).all()  # nothing else was asked for
     assert got.share[0, 2] == pytest.approx(0.6, abs=0.08)
     assert got.correct[0, 2] == pytest.approx(400 * (1 - got.share[0, 2]))
     assert got.kept[0, :4].tolist() == [400, 400, 0, 0]  # 0.6 is below the threshold
@@ -209,6 +224,19 @@ def test_a_model_of_known_answers_is_measured():
     assert summary['questions'] == 4 and summary['kept_precision'] == 0.5
     assert summary['greedy_accuracy']['value'] == 0.25 and summary['pass_at_n']['value'] == 0.5
     assert metrics.values(counts)['questions'] == 5  # labelled or not
+
+
+def test_an_answer_at_once_is_asked_for_with_a_prompt_of_its_own():
+    table = np.array(table_of(CHANCES).table)
+    table[B:NONE, 0, A] = -1e9  # behind another letter than that of the question...
+    table[B:NONE, 0, A, C] = 0  # ... it answers C
+    asks = dataclasses.replace(EVALUATION, direct_prompt=Template(WORDS, '{question}A'))
+    got = measure(Table(jnp.asarray(table)), questions_of(ASKED), jnp.int32(0), asks)[0]
+    assert got.greedy_correct[0, :4].tolist() == [1, 0, 0, 0]
+    assert got.standard_correct[0, :4].tolist() == [1, 0, 0, 1]
+    assert got.greedy_answered[0, 3] == 0 and got.standard_answered[0, 3] == 1
+    with pytest.raises(ValueError, match='k must be in 1'):
+        dataclasses.replace(EVALUATION, at=(1, 401))
 
 
 def test_measuring_is_seeded_and_batched_without_a_difference():

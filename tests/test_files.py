@@ -30,7 +30,7 @@ def test_json(tmp_path):
 
 
 def test_json_lines(tmp_path):
-    file = tmp_path / 'samples' / 'round_0001.jsonl'
+    file = tmp_path / 'questions.jsonl'
     questions = [{'question': 'Größe \u2028 "zwei"\n', 'paths': []}, {'question': '[b]', 'paths': []}]
     files.write_json_lines(file, questions)
     text = file.read_bytes().decode('utf-8')
@@ -40,12 +40,23 @@ def test_json_lines(tmp_path):
     assert file.read_bytes() == b''
 
 
-@pytest.mark.parametrize('write', [files.write_json, files.write_json_lines])
-def test_what_cannot_be_said_in_json_leaves_the_file(tmp_path, write):
-    file = tmp_path / 'round_0001.jsonl'
+def test_bytes(tmp_path):
+    file = tmp_path / 'samples' / 'round_0001.parquet'
+    with files.written(file) as stream:
+        stream.write(b'one')
+        assert not file.exists()
+        stream.write(b' two')
+    assert file.read_bytes() == b'one two'
+    with pytest.raises(ZeroDivisionError), files.written(file) as stream:
+        stream.write(bytes(1 // 0))
+    assert file.read_bytes() == b'one two' and [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_what_cannot_be_said_in_json_leaves_the_file(tmp_path):
+    file = tmp_path / 'summary.json'
     files.write_text(file, 'before')
     with pytest.raises(TypeError):
-        write(file, [{'question': 'after'}, {'question': object()}])
+        files.write_json(file, [{'question': 'after'}, {'question': object()}])
     assert file.read_text() == 'before' and [path.name for path in tmp_path.iterdir()] == [file.name]
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from t5x_selfimprove import files, metrics, session, train
+from t5x_selfimprove import metrics, session, train
 from t5x_selfimprove.checkpoints import Checkpoints
+from t5x_selfimprove.data import store
 from tests import tiny_run
 from tests.tiny_run import (
     arrays,
@@ -110,7 +111,7 @@ def when(function: Any, matches: Any) -> Any:
 FULL_AT = [
     (Checkpoints, 'save', lambda self, step, *_: step == 1, 0),
     (metrics.Writer, 'write', lambda self, kind, **event: kind == 'evaluation' and event['round'] == 1, 0),
-    (files, 'write_json_lines', lambda path, _: path.name == 'round_0002.jsonl', 1),
+    (store, 'write', lambda path, _: path.name == 'round_0002.parquet', 1),
     (train, 'write_report', lambda _: True, 2),
 ]
 

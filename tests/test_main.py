@@ -22,12 +22,12 @@ def test_help():
         assert outcome.code == 0 and outcome.err == ''
         assert config.USAGE in outcome.out
         told = re.findall(r'^  (\w+)   +\w', outcome.out, re.MULTILINE)
-        assert sorted(told) == sorted([*config.ROOTS, 'report'])  # every command
+        assert sorted(told) == sorted([*config.ROOTS, 'report', 'samples'])  # every command
 
 
 # What is wrong, and what is said of it; a mistake exits with 2.
 MISTAKES = {
-    'no command': ([], r'which command\?\n    one of vocabulary, pretrain, improve, .*, report\n'),
+    'no command': ([], r'which command\?\n    one of vocabulary, pretrain, improve, .*, report, samples\n'),
     'unknown command': (['imporve'], r'there is no command imporve\n    did you mean improve\?'),
     'unknown flag': (
         ['improve', '--rounds=3'],

@@ -14,12 +14,13 @@ import pytest
 from t5x_selfimprove.data.question_files import JsonLines
 from t5x_selfimprove.main import main
 from t5x_selfimprove.vocabulary import SentencePieceVocabulary
+from tests.stored import stored
 from tests.test_report import Page
 
 LABELLED, UNLABELLED, TEST = 48, 16, 16
 SAMPLES, ROOM, EXAMPLE_ROOM, MAX_TOKENS = 4, 192, 224, 12
 ACCURACIES = {'greedy_accuracy', 'majority_accuracy', 'pass_at_n', 'sample_accuracy', 'calibration_error', 'brier'}
-ACCURACIES |= {'kept_precision', 'reliability'}
+ACCURACIES |= {'kept_precision', 'reliability', 'maj_at_k', 'pass_at_k', 'weighted_accuracy'}
 CLOCK = {'time', 'seconds'}
 
 
@@ -147,19 +148,19 @@ def test_a_round_counts_what_happened(folder):
     short = [question for question in questions if len(encode(question)) <= ROOM]
     assert 0 < len(short) < UNLABELLED
     (event,) = events(folder / 'run', 'round')
-    stored = read(folder / 'run' / 'samples' / 'round_0001.jsonl')
-    paths = [path for question in stored for path in question['paths']]
-    assert [question['question'] for question in stored] == short
+    questions = stored(folder / 'run' / 'samples' / 'round_0001.parquet')
+    paths = [path for question in questions for path in question['paths']]
+    assert [question['question'] for question in questions] == short
     assert event['questions'] == len(short) and event['skipped_questions'] == UNLABELLED - len(short)
     assert event['samples'] == len(paths) == SAMPLES * len(short)
     assert event['labels_read'] == 0
-    assert all(question['gold'] is None for question in stored)
+    assert all(question['gold'] is None for question in questions)
     for name, field in (('answered', 'found'), ('ended', 'ended')):
         assert event[name] == pytest.approx(np.mean([path[field] for path in paths]), abs=1e-6)
         assert 0 < event[name] < 1, name
-    assert event['sampled_tokens'] == sum(path['tokens'] for path in paths)
-    assert event['kept_paths'] == sum(path['kept'] > 0 for path in paths) > 0
-    assert event['kept_questions'] == sum(question['kept_paths'] > 0 for question in stored)
+    assert event['sampled_tokens'] == sum(path['length'] for path in paths)
+    assert event['kept_paths'] == sum(path['kept'] for path in paths) > 0
+    assert event['kept_questions'] == sum(question['kept_paths'] > 0 for question in questions)
     for path in paths:
         assert path['found'] == bool(path['answer'])
         assert path['found'] <= ('The answer is' in path['text'])
@@ -168,12 +169,12 @@ def test_a_round_counts_what_happened(folder):
 @pytest.mark.parametrize('name', ['run', 'flipped'])
 def test_evaluation_counts_what_happened(folder, name):
     for event in events(folder / name, 'evaluation'):
-        stored = read(folder / name / 'samples' / f'evaluation_{event["round"]:04d}.jsonl')
+        questions = stored(folder / name / 'samples' / f'evaluation_{event["round"]:04d}.parquet')
         assert event['suite'] == 'GSM8K test'
-        assert event['questions'] == len(stored) < TEST
-        right = [question['chosen'] == question['gold'].replace(',', '') for question in stored]
+        assert event['questions'] == len(questions) < TEST
+        right = [question['chosen'] == question['gold'].replace(',', '') for question in questions]
         assert event['majority_accuracy']['value'] == pytest.approx(np.mean(right))
-        share = np.mean([question['share'] for question in stored])
+        share = np.mean([question['vote_share'] for question in questions])
         assert event['mean_vote_share']['value'] == pytest.approx(share, abs=1e-4)
 
 
@@ -181,7 +182,7 @@ def test_labels_change_nothing_but_reported_accuracies(folder):
     runs = [folder / name for name in ('run', 'flipped')]
     rounds = [[{**event, **dict.fromkeys(CLOCK)} for event in events(run, 'round')] for run in runs]
     assert rounds[0] == rounds[1]
-    texts = [(run / 'samples' / 'round_0001.jsonl').read_text() for run in runs]
+    texts = [(run / 'samples' / 'round_0001.parquet').read_bytes() for run in runs]
     assert texts[0] == texts[1]
     held = [arrays(run, 1) for run in runs]
     assert held[0].keys() == held[1].keys() and len(held[0]) > 20
@@ -190,16 +191,16 @@ def test_labels_change_nothing_but_reported_accuracies(folder):
     for one, other in zip(*[events(run, 'evaluation') for run in runs], strict=True):
         changed = {name for name in one if one[name] != other[name]} - CLOCK
         assert changed <= ACCURACIES
-    golds = [[line['gold'] for line in read(run / 'samples' / 'evaluation_0001.jsonl')] for run in runs]
+    golds = [[line['gold'] for line in stored(run / 'samples' / 'evaluation_0001.parquet')] for run in runs]
     assert not set(zip(*golds, strict=True)) & {(gold, gold) for gold in golds[0]}
 
 
 def test_the_report_shows_real_paths(folder):
     assert main(['report', str(folder / 'run')]) == 0
     page = Page(folder / 'run' / 'report.html')
-    stored = read(folder / 'run' / 'samples' / 'round_0001.jsonl')
+    questions = stored(folder / 'run' / 'samples' / 'round_0001.parquet')
     held = json.dumps(page.data, ensure_ascii=False)
-    for question in stored[:3]:
+    for question in questions[:3]:
         assert json.dumps(question['question'], ensure_ascii=False) in held
         assert all(json.dumps(path['text'], ensure_ascii=False) in held for path in question['paths'])
 

@@ -12,6 +12,7 @@ import pytest
 
 from t5x_selfimprove import report
 from tests.made_run import around, made_run, write_lines
+from tests.stored import stored, write_stored
 
 # Reading a page back.
 
@@ -105,7 +106,7 @@ def test_hostile_text_stays_text(tmp_path, finished):
     (directory / 'config.gin').write_text(HOSTILE)
     path = {'text': HOSTILE, 'answer': HOSTILE, 'found': True, 'ended': True, 'tokens': 3, 'kept': 0.0}
     row = {'id': HOSTILE, 'question': HOSTILE, 'chosen': HOSTILE, 'share': 1.0, 'votes': 1.0, 'paths': [path]}
-    write_lines(directory / 'samples/round_0001.jsonl', [row])
+    write_stored(directory / 'samples/round_0001.parquet', [row])
     page = page_of(directory)
     assert page.tags.count('script') == page_of(finished).tags.count('script') and 'b' not in page.tags
     assert page.text.count('alert(1)') == 3  # title, heading, configuration; all else is data
@@ -171,13 +172,22 @@ def test_not_a_number_becomes_null_and_is_counted(tmp_path):
 
 def test_only_some_of_the_stored_questions_are_shown_and_counted(tmp_path, monkeypatch):
     directory = made_run(tmp_path, rounds=1, questions=10, paths=2)
-    stored = [json.loads(line)['id'] for line in (directory / 'samples/round_0001.jsonl').read_text().splitlines()]
+    ids = [question['question_id'] for question in stored(directory / 'samples/round_0001.parquet')]
     file = page_of(directory, questions_per_file=4).data['files'][-1]
     assert (file['kind'], file['stored'], file['asked']) == ('round', 10, 10.0)
-    assert [question[0] for question in file['questions']] == [stored[place] for place in (0, 2, 5, 7)]
+    assert [question[0] for question in file['questions']] == [ids[place] for place in (0, 2, 5, 7)]
     assert len(page_of(directory).data['files'][-1]['questions']) == 10
-    monkeypatch.setattr(report, 'SAMPLE_BYTES', (directory / 'samples/round_0001.jsonl').stat().st_size)
+    shown = [path['text'] for one in stored(directory / 'samples/round_0001.parquet') for path in one['paths']]
+    monkeypatch.setattr(report, 'SAMPLE_BYTES', sum(map(len, shown)))
     assert 2 <= len(page_of(directory, questions_per_file=10).data['files'][-1]['questions']) <= 4  # of three files
+
+
+def test_files_of_samples_that_are_none_are_left_out_and_counted(tmp_path):
+    directory = made_run(tmp_path, rounds=1, questions=4, paths=2)
+    (directory / 'samples/round_0001.parquet').write_bytes(b'PAR1 half a file')
+    page = page_of(directory)
+    assert [(file['kind'], file['round']) for file in page.data['files']] == [('evaluation', 0), ('evaluation', 1)]
+    assert 'Left out as unreadable: 1 file of the stored samples.' in page.text
 
 
 def test_errors_name_the_way_out(tmp_path):
@@ -280,7 +290,7 @@ def in_browser(path: pathlib.Path, profile: pathlib.Path, script: str) -> dict:
 
 def test_page_draws_and_filters_in_a_browser(finished, tmp_path):
     path = report.write_report(finished)
-    rows = [json.loads(line) for line in (finished / 'samples/evaluation_0003.jsonl').read_text().splitlines()]
+    rows = stored(finished / 'samples/evaluation_0003.parquet')
     seen = in_browser(path, tmp_path, PROBE)
     assert not seen['fault'] and not seen['wide']
     assert seen['lines'] == 3 and seen['charts'] >= 15 and seen['rows'] == 4

@@ -14,6 +14,7 @@ from t5x_selfimprove import config, train
 from t5x_selfimprove.checkpoints import Checkpoints
 from t5x_selfimprove.data.possessions import Possessions
 from tests import tiny_run
+from tests.stored import stored
 from tests.test_summary import OF_ROUND, OF_RUN
 from tests.tiny_run import (
     QUESTIONS,
@@ -25,7 +26,6 @@ from tests.tiny_run import (
     events,
     finished,
     improve_arguments,
-    lines,
     pretrained,
     same_bits,
     steps,
@@ -75,28 +75,28 @@ def test_metrics():
 def test_samples():
     folder = finished().directory / 'samples'
     assert sorted(path.name for path in folder.iterdir()) == [
-        'evaluation_0000.jsonl', 'evaluation_0001.jsonl', 'evaluation_0002.jsonl', 'round_0001.jsonl', 'round_0002.jsonl'  # noqa: E501
+        *(f'evaluation_{number:04d}.parquet' for number in range(3)), 'round_0001.parquet', 'round_0002.parquet'
     ]  # fmt: skip
     unlabelled = Possessions('unlabelled', 0, 2, 2, 6, 12).take(0, ROUNDS * QUESTIONS)
     seen = []
     for number, event in enumerate(events(finished().directory, 'round'), 1):
-        stored = lines(folder / f'round_{number:04d}.jsonl')
-        assert all(question['gold'] is None for question in stored)  # no label comes near a round
-        assert all(len(question['paths']) == SAMPLES for question in stored)
-        assert sum(question['kept_paths'] for question in stored) == event['kept_paths']
-        kept = [path for question in stored for path in question['paths'] if path['kept']]
+        questions = stored(folder / f'round_{number:04d}.parquet')
+        assert all(question['gold'] is None for question in questions)  # no label comes near a round
+        assert all(len(question['paths']) == SAMPLES for question in questions)
+        assert sum(question['kept_paths'] for question in questions) == event['kept_paths']
+        kept = [path for question in questions for path in question['paths'] if path['kept']]
         assert len(kept) == event['kept_paths'] and all(path['found'] and path['ended'] for path in kept)
-        assert sum(path['found'] for question in stored for path in question['paths']) == pytest.approx(
+        assert sum(path['found'] for question in questions for path in question['paths']) == pytest.approx(
             event['answered'] * event['samples']
         )
-        for question in stored:
+        for question in questions:
             assert {path['answer'] for path in question['paths'] if path['kept']} <= {question['chosen']}
             for path in question['paths']:
                 assert not path['found'] or path['answer'] in path['text'].rpartition('The answer is')[2]
-        seen += [question['question'] for question in stored]
+        seen += [question['question'] for question in questions]
     assert seen == [item.question for item in unlabelled]
     held_out = Possessions('held_out', 0, 2, 2, 6, 12).take(0, QUESTIONS)
-    measured = lines(folder / 'evaluation_0000.jsonl')
+    measured = stored(folder / 'evaluation_0000.parquet')
     assert [(one['question'], one['gold']) for one in measured] == [(item.question, item.answer) for item in held_out]
 
 
@@ -133,7 +133,7 @@ def test_report():
     outcome = tiny_run.done(['report', str(directory)])
     assert outcome.out == f'report: {page}\n'
     text = page.read_text(encoding='utf-8')
-    assert lines(directory / 'samples' / 'round_0002.jsonl')[0]['question'] in text
+    assert stored(directory / 'samples' / 'round_0002.parquet')[0]['question'] in text
 
 
 def test_what_it_says():
@@ -193,7 +193,7 @@ def test_two_rounds_a_dispatch_equal_one(tmp_path):
     assert same_bits(arrays(tmp_path), arrays(finished().directory))
     assert without_times(events(tmp_path, 'round')) == without_times(events(finished().directory, 'round'))
     for number in (1, 2):
-        name = f'samples/round_{number:04d}.jsonl'
+        name = f'samples/round_{number:04d}.parquet'
         assert (tmp_path / name).read_bytes() == (finished().directory / name).read_bytes()
     assert [event['round'] for event in events(tmp_path, 'evaluation')] == [0, 2]
 
@@ -202,7 +202,7 @@ def test_vote_is_blind_to_labels(tmp_path):
     """With the labels at hand they are counted as read, and change nothing."""
     tiny_run.done(improve_arguments(tmp_path, pretrained().directory, train__Improve__labels=True))
     assert json.loads((tmp_path / 'summary.json').read_text())['labels_read'] == ROUNDS * QUESTIONS
-    assert all(question['gold'] for question in lines(tmp_path / 'samples' / 'round_0001.jsonl'))
+    assert all(question['gold'] for question in stored(tmp_path / 'samples' / 'round_0001.parquet'))
     assert same_bits(arrays(tmp_path), arrays(finished().directory))
 
 

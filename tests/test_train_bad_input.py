@@ -9,6 +9,7 @@ import pytest
 
 from t5x_selfimprove.data.possessions import Possessions
 from tests import tiny_run
+from tests.stored import stored
 from tests.tiny_run import (
     BATCH,
     QUESTIONS,
@@ -17,7 +18,6 @@ from tests.tiny_run import (
     events,
     finished,
     improve_arguments,
-    lines,
     nothing_ran,
     pretrained,
 )
@@ -54,7 +54,7 @@ def test_what_is_asked_for_is_left_out_and_counted(tmp_path, monkeypatch):
     told = events(tmp_path / 'run', 'round')
     assert [(event['questions'], event['skipped_questions']) for event in told] == [(QUESTIONS, 0), (QUESTIONS - 3, 3)]
     assert [event['samples'] for event in told] == [QUESTIONS * SAMPLES, (QUESTIONS - 3) * SAMPLES]
-    assert len(lines(tmp_path / 'run/samples/round_0002.jsonl')) == QUESTIONS - 3
+    assert len(stored(tmp_path / 'run/samples/round_0002.parquet')) == QUESTIONS - 3
     assert '3 questions too long' in outcome.out
     (start,) = events(tmp_path / 'run', 'run')
     said = start['batch']['left out']

@@ -29,7 +29,7 @@ class Arguments:
     help: bool = False
 
 
-def parse_arguments(argv: Sequence[str], plain: Collection[str] = ('report',)) -> Arguments:
+def parse_arguments(argv: Sequence[str], plain: Collection[str] = ('report', 'samples')) -> Arguments:
     """Reads the arguments after the program's name. Values may follow their flag after a space.
 
     Args:

@@ -16,12 +16,14 @@ from t5x_selfimprove.data.part import Part
 from t5x_selfimprove.data.possessions import Possessions
 from t5x_selfimprove.data.question_files import Csv, Json, JsonLines, Parquet
 from t5x_selfimprove.data.seqio_tasks import SeqioTask
+from t5x_selfimprove.data.stored_paths import StoredPaths
 from t5x_selfimprove.data.tasks import TaskFile
 from t5x_selfimprove.data.text_file import TextFile
 from t5x_selfimprove.evaluate import Evaluation
 from t5x_selfimprove.export import Export
 from t5x_selfimprove.feed import Feed
 from t5x_selfimprove.formats import LessonFormat
+from t5x_selfimprove.generate import GenerateExemplars, GenerateQuestions, Lists
 from t5x_selfimprove.improve import Recipe
 from t5x_selfimprove.learning.lessons import Packing
 from t5x_selfimprove.learning.optimizers import Adafactor, AdamW, Schedule
@@ -40,6 +42,8 @@ from t5x_selfimprove.sampling.sampler import Sampler
 from t5x_selfimprove.sampling.transforms import MinP, NoRepeatedNgram, RepetitionPenalty, TopK, TopP
 from t5x_selfimprove.sampling.two_stage import TwoStage, two_stage
 from t5x_selfimprove.session import Place
+from t5x_selfimprove.suite import OutOfDomain
+from t5x_selfimprove.sweep import Sweep
 from t5x_selfimprove.templates import ChatTemplate, Template, Variants, of_task
 from t5x_selfimprove.train import Improve
 from t5x_selfimprove.vocabulary import (
@@ -67,11 +71,15 @@ TABLE: dict[str, Callable[..., Any]] = {
     'data.Possessions': Possessions,
     'data.SeqioTask': SeqioTask,
     'data.TaskFile': TaskFile,
+    'data.StoredPaths': StoredPaths,
     'data.TextFile': TextFile,
     'data.possessions_vocabulary': possessions.vocabulary,
     'evaluate.Evaluation': Evaluation,
     'export.Export': Export,
     'formats.LessonFormat': LessonFormat,
+    'generate.GenerateExemplars': GenerateExemplars,
+    'generate.GenerateQuestions': GenerateQuestions,
+    'generate.Lists': Lists,
     'improve.Recipe': Recipe,
     'learning.AdamW': AdamW,
     'learning.Adafactor': Adafactor,
@@ -99,6 +107,8 @@ TABLE: dict[str, Callable[..., Any]] = {
     'sampling.TwoStage': TwoStage,
     'sampling.two_stage': two_stage,
     'session.Place': Place,
+    'suite.OutOfDomain': OutOfDomain,
+    'sweep.Sweep': Sweep,
     'templates.ChatTemplate': ChatTemplate,
     'templates.Template': Template,
     'templates.Variants': Variants,
@@ -120,7 +130,10 @@ ROOTS = {
     'precompile': 'precompile.Precompile',
     'evaluate': 'ask.Evaluate',
     'sample': 'ask.SampleRun',
+    'questions': 'generate.GenerateQuestions',
+    'exemplars': 'generate.GenerateExemplars',
     'export': 'export.Export',
+    'sweep': 'sweep.Sweep',
 }
 
 # Said before the bindings of the command line: these commands take the gin files of another.

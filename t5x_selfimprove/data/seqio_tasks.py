@@ -247,7 +247,7 @@ def register_possessions(
     for split in SPLITS:
         names.append(f'{name}_{split}')
         source = dataclasses.replace(bank, split=split, count=counts[split], shuffle_seed=None)
-        shown = _source(Unlabelled(source) if split == 'unlabelled' else source, SEQIO_SPLITS[split])
+        shown = bank_source(Unlabelled(source) if split == 'unlabelled' else source, SEQIO_SPLITS[split])
         metrics = [] if split == 'unlabelled' else [answer_accuracy]
         add_task(names[-1], (source, vocabulary), text_task(shown, vocabulary, metrics))
     return names
@@ -298,13 +298,13 @@ def add_task(name: str, made_of: Any, settings: dict[str, Any]) -> None:
     _registered[name] = made_of
 
 
-def _source(bank: Bank, seqio_split: str) -> Any:
+def bank_source(bank: Bank, seqio_split: str) -> Any:
     """A seqio data source of `inputs` and `targets` as text, in the order of the bank."""
 
     def generate() -> Iterator[dict[str, str]]:
         for start in range(0, bank.size, 1024):
             for item in bank.take(start, min(1024, bank.size - start)):
-                targets = '' if item.answer is None else completion_text(item)
+                targets = completion_text(item) if item.rationale or item.answer is not None else ''
                 yield {'inputs': item.question, 'targets': targets}
 
     def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> Any:

@@ -3,7 +3,9 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, UInt32
 
 from t5x_selfimprove import partitioning
 from t5x_selfimprove.models import layers
@@ -64,3 +66,27 @@ def join(trained: Any, rest: Any) -> Any:
 def count(tree: Any) -> int:
     """Number of numbers in a tree of arrays or shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def fingerprint(tree: Any) -> UInt32[Array, '2']:
+    """64 bits that tell one set of parameters from another; to be called under `jit`.
+
+    The bits of every number are mixed with its place, in the manner of xxHash, and summed as whole numbers, which is
+    the same on every mesh. It is no protection against somebody who wants two models to look alike.
+    """
+    total = jnp.zeros(2, jnp.uint32)
+    for leaf in jax.tree.leaves(tree):
+        width = jnp.dtype(leaf.dtype).itemsize
+        bits = jax.lax.bitcast_convert_type(leaf, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[width])
+        place = jnp.arange(leaf.size, dtype=jnp.uint32).reshape(leaf.shape)
+        mixed = (bits.astype(jnp.uint32) ^ (place * jnp.uint32(2654435769))) * jnp.uint32(2246822507)
+        mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(3266489909)
+        sums = jnp.stack([(mixed ^ (mixed >> 16)).sum(dtype=jnp.uint32), (mixed >> 7).sum(dtype=jnp.uint32)])
+        total = total * jnp.uint32(16777619) + sums
+    return total
+
+
+def fingerprint_text(words: Any) -> str:
+    """A fingerprint as 16 hex digits."""
+    high, low = (int(word) for word in words)
+    return f'{high:08x}{low:08x}'

@@ -54,6 +54,33 @@ function showAccuracy(suite) {
   });
 }
 
+/** What a vote of k paths is worth, before the first round and after the last. */
+function showPaths(suite) {
+  const held = evaluations(suite).filter((e) => Object.keys(e.maj_at_k ?? {}).length > 1);
+  place('paths-card').hidden = !held.length;
+  if (!held.length) return;
+  const first = held[0],
+    last = held[held.length - 1];
+  const by = (record, name) =>
+    Object.entries(record[name]).map(([k, value]) => ({ x: Number(k), ...estimate(value) }));
+  const after = (record, what) => `${what}, round ${record.round}`;
+  const lines = [
+    { name: after(last, 'pass@k'), tone: 't3', points: by(last, 'pass_at_k') },
+    { name: after(last, 'maj@k'), tone: 't2', points: by(last, 'maj_at_k') },
+  ];
+  if (first !== last) lines.push({ name: after(first, 'maj@k'), tone: 't1', points: by(first, 'maj_at_k') });
+  lineChart(place('paths-chart'), {
+    label: 'Accuracy by number of paths with 95 % intervals',
+    title: 'Paths (k)',
+    xName: 'k =',
+    height: 300,
+    format: percent,
+    ends: true,
+    range: { floor: 0, ceiling: 1, wanted: 6 },
+    series: lines,
+  });
+}
+
 function card(title, sub) {
   const host = element('div', { class: 'figure' });
   return {
@@ -297,7 +324,7 @@ function showLog() {
 }
 
 function showSuite(suite) {
-  for (const show of [showAccuracy, showVotes, showCourse]) section(show, suite);
+  for (const show of [showAccuracy, showPaths, showVotes, showCourse]) section(show, suite);
 }
 if (run.suites.length > 1) {
   const choice = element(

@@ -40,7 +40,7 @@ def test_both_faces_give_the_same_questions(tasks):
 
 def test_source_reads_past_the_first_thousand(seqio):
     bank = dataclasses.replace(DIFFICULTY, count=1030)
-    dataset = seqio_tasks._source(bank, 'train').get_dataset('train', shuffle=False)
+    dataset = seqio_tasks.bank_source(bank, 'train').get_dataset('train', shuffle=False)
     questions = [example['inputs'].decode() for example in dataset.as_numpy_iterator()]
     assert questions == [item.question for item in bank.take(0, 1030)]
 

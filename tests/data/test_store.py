@@ -1,8 +1,12 @@
 """The sample store on arrays small enough to write out."""
 
+import dataclasses
 import json
+import pathlib
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from t5x_selfimprove.data import store
@@ -42,6 +46,81 @@ def two_questions() -> tuple[Samples, Verdict]:
 
 
 ITEMS = [make_item('How many?', 'two', '21'), make_item('Wie viele?', None, None)]
+
+
+ORIGIN = store.Origin(round=3, seed=7, model='0123456789abcdef', formats=('path', 'direct'))
+
+
+def written(tmp_path, **settings) -> pathlib.Path:
+    file = tmp_path / 'samples' / 'round_0003.parquet'
+    options = {'labels': True, 'origin': ORIGIN, **settings}
+    store.write(file, store.table(ITEMS, *two_questions(), VOCABULARY, **options))
+    return file
+
+
+def test_a_row_is_a_path(tmp_path):
+    rows = pyarrow.parquet.read_table(written(tmp_path)).to_pylist()
+    assert [(row['question_id'], row['sample']) for row in rows] == [
+        (ITEMS[0].id, 0), (ITEMS[0].id, 1), (ITEMS[1].id, 0), (ITEMS[1].id, 1),
+    ]  # fmt: skip
+    assert rows[0] == {
+        'question_id': ITEMS[0].id, 'question': 'How many?', 'gold': '21', 'suite': None, 'round': 3, 'sample': 0,
+        'tokens': [*VOCABULARY.encode('ab'), VOCABULARY.eos_id], 'length': 3, 'text': 'ab', 'log_prob': -1.5,
+        'ended': True, 'answer': '21', 'found': True, 'voted': True, 'reward': 1.0, 'kept': True, 'weight': 1.0,
+        'formats': ['path', 'direct'], 'chosen': '21', 'vote_share': float(np.float32(2 / 3)), 'votes': 1.0,
+        'model': '0123456789abcdef', 'seed': 7,
+    }  # fmt: skip
+    assert (rows[1]['kept'], rows[1]['formats'], rows[1]['ended'], rows[1]['voted']) == (False, [], False, False)
+    assert [row['gold'] for row in rows] == ['21', '21', None, None] and rows[2]['reward'] == 0.25
+
+
+def test_what_was_told_is_read(tmp_path):
+    file = written(tmp_path)
+    told = store.lines(ITEMS, *two_questions(), VOCABULARY, labels=True)
+    assert list(store.questions(store.read(file))) == told
+    assert list(store.questions(store.read(file, store.SHOWN), wanted={1})) == told[1:]
+    assert store.about(file) == {'questions': 2, 'text_bytes': 4}
+    # The same question twice in a row is two questions.
+    twice = store.table(ITEMS[:1] * 2, *two_questions(), VOCABULARY, True, ORIGIN)
+    assert len(list(store.questions(twice))) == 2
+
+
+def test_unlabelled_and_limited(tmp_path):
+    rows = pyarrow.parquet.read_table(written(tmp_path, labels=False, limit=1)).to_pylist()
+    assert len(rows) == 2 and [row['gold'] for row in rows] == [None, None]
+    none = written(tmp_path, limit=0)
+    assert pyarrow.parquet.read_table(none).num_rows == 0 and list(store.questions(store.read(none))) == []
+    assert store.about(none) == {'questions': 0, 'text_bytes': 0}
+
+
+def test_paths_that_were_given_up_have_no_row(tmp_path):
+    samples, verdict = two_questions()
+    samples = dataclasses.replace(samples, drawn=np.array([False, True, True, True, True, True]))
+    told = store.lines(ITEMS, samples, verdict, VOCABULARY, labels=True)
+    assert [len(one['paths']) for one in told] == [1, 2] and told[0]['kept_paths'] == 0
+    store.write(tmp_path / 'a.parquet', store.table(ITEMS, samples, verdict, VOCABULARY, True, ORIGIN))
+    rows = pyarrow.parquet.read_table(tmp_path / 'a.parquet').to_pylist()
+    assert [(row['sample'], row['text']) for row in rows] == [(1, 'c'), (0, 'd'), (1, '')]
+    assert list(store.questions(store.read(tmp_path / 'a.parquet'))) == told
+
+
+def test_pandas_reads_a_folder_of_them(tmp_path):
+    pandas = pytest.importorskip('pandas')
+    folder = written(tmp_path).parent
+    later = dataclasses.replace(ORIGIN, round=4, suite='svamp')
+    store.write(folder / 'b.parquet', store.table(ITEMS, *two_questions(), VOCABULARY, True, later, 1))
+    frame = pandas.read_parquet(folder)
+    assert len(frame) == 6 and frame.groupby(['round', 'sample']).size().tolist() == [2, 2, 1, 1]
+    assert frame[frame.kept].text.tolist() == ['ab', 'ab'] and frame.suite.notna().sum() == 2
+
+
+def test_files_that_are_none(tmp_path):
+    (tmp_path / 'torn.parquet').write_bytes(b'PAR1')
+    pyarrow.parquet.write_table(pyarrow.table({'text': ['a']}), tmp_path / 'other.parquet')
+    with pytest.raises(ValueError, match='is no Parquet file'):
+        store.about(tmp_path / 'torn.parquet')
+    with pytest.raises(ValueError, match='is no file of a sample store'):
+        store.read(tmp_path / 'other.parquet')
 
 
 def test_lines():

@@ -125,3 +125,28 @@ def test_stacking_names_the_layers():
 
 def test_arrays_without_names_have_no_axes():
     assert parameters.logical_axes({'a': jnp.zeros(3)}) == [None]
+
+
+def test_a_fingerprint_tells_models_apart():
+    told = jax.jit(parameters.fingerprint)
+    one = model(tied=False)
+    prints = [told(one).tolist(), told(jax.tree.map(jnp.copy, one)).tolist()]
+    assert prints[0] == prints[1] and parameters.fingerprint_text(prints[0]) == '{:08x}{:08x}'.format(*prints[0])
+    leaves, treedef = jax.tree.flatten(one)
+    for number in (0, len(leaves) - 1):  # one bit of one number, two numbers that change places, another order
+        bits = jax.lax.bitcast_convert_type(leaves[number], jnp.uint32).ravel()
+        others = [bits.at[-1].set(bits[-1] ^ 1), bits.at[jnp.array([0, 1])].set(bits[jnp.array([1, 0])] + 1)]
+        for other in others:
+            other = jax.lax.bitcast_convert_type(other, jnp.float32).reshape(leaves[number].shape)
+            changed = [*leaves[:number], other, *leaves[number + 1 :]]
+            prints.append(told(jax.tree.unflatten(treedef, changed)).tolist())
+    halves = [jnp.ones(3, jnp.bfloat16), jnp.array([1, 1, 2], jnp.bfloat16), jnp.ones(3, jnp.int8), jnp.ones((3, 1))]
+    prints += [told([half]).tolist() for half in halves]
+    assert len({tuple(one) for one in prints}) == len(prints) - 1
+
+
+def test_a_fingerprint_is_the_same_on_every_mesh():
+    told, one = jax.jit(parameters.fingerprint), model(tied=False)
+    mesh = MeshShape(data=2, fsdp=2, tensor=2).build(jax.devices())
+    spread = jax.device_put(one, parameters.shardings(one, mesh, LEARNING))
+    assert told(spread).tolist() == told(one).tolist()

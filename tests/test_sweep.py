@@ -1,0 +1,144 @@
+"""Sweeps: points side by side, failures marked, what is done kept, and the table and figure of what there is."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+import sys
+
+import pytest
+
+from t5x_selfimprove import config, sweep
+from t5x_selfimprove.sweep import Sweep, ends, mean_of, settings
+from tests import tiny_run
+from tests.tiny_run import built
+
+# In the place of Python: writes a summary whose accuracies are made of seed and samples; fails where it is told to.
+COMMAND = """#!/bin/sh
+for word in "$@"; do
+  case $word in
+    --gin.RUN_DIR=*) place=${word#*=} ;;
+    --gin.SEED=*) seed=${word#*=} ;;
+    --gin.sampling.Sampler.samples=*) samples=${word#*=} ;;
+  esac
+done
+echo "$3 $place" >> "$(dirname "$place")/calls"
+if [ -e "$(dirname "$place")/broken" ] && [ "$samples" = 4 ] && [ "$seed" = 1 ]; then echo "it broke"; exit 3; fi
+mkdir -p "$place"
+row() { echo "{\\"greedy_accuracy\\": {\\"value\\": 0.$1}, \\"maj_at_k\\": {\\"8\\": {\\"value\\": 0.$2}}}"; }
+echo "{\\"rounds\\": [$(row 1 2), $(row "$samples$seed" 9)]}" > "$place/summary.json"
+"""
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch) -> Sweep:
+    """A sweep whose commands are quick."""
+    python = tmp_path / 'python'
+    python.write_text(COMMAND)
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, 'executable', str(python))
+    return Sweep(
+        directory=str(tmp_path / 'sweep'),
+        title='Paths',
+        axis='paths',
+        files=('gin/runs/quickstart.gin',),
+        points=(('2', ('sampling.Sampler.samples=2',)), ('4', ('sampling.Sampler.samples=4',))),
+        seeds=(0, 1, 2),
+        first=('gin/runs/quickstart_pretrain.gin',),
+        bindings=('session.Place.cpu_devices=1',),
+        measures=('greedy_accuracy', 'maj_at_k/8'),
+        processes=2,
+    )
+
+
+def calls(made: Sweep) -> list[str]:
+    lines = pathlib.Path(made.directory, 'calls').read_text().splitlines()
+    return sorted(f'{line.split()[0]} {pathlib.Path(line.split()[1]).name}' for line in lines)
+
+
+def test_all_points_run_and_are_measured(made, capsys):
+    found = made.run('')
+    starts, points = [f'pretrain start-{seed}' for seed in range(3)], [f'{p}-{seed}' for p in '24' for seed in range(3)]
+    assert calls(made) == sorted([*starts, *(f'improve {point}' for point in points)])
+    assert found['points']['4']['2'] == {
+        'status': 'done', 'measures': {'greedy_accuracy': (0.1, 0.42), 'maj_at_k/8': (0.2, 0.9)},
+    }  # fmt: skip
+    title, columns, rows = made.table(found)
+    assert title.startswith('Paths, per cent') and columns[:3] == ['paths', 'seeds', 'greedy accuracy, before']
+    half = 100 * mean_of([0.2, 0.21, 0.22])[1]
+    assert rows[0] == ['2', '3', '10.0 ± 0.0', f'21.0 ± {half:.1f}', '20.0 ± 0.0', '90.0 ± 0.0']
+    assert rows[1][3].startswith('41.0 ±') and 'figure: ' in capsys.readouterr().out
+    assert pathlib.Path(made.directory, 'sweep.png').read_bytes().startswith(b'\x89PNG')
+    made.run('')
+    assert len(calls(made)) == 9  # nothing is done twice
+
+
+def test_a_point_that_fails_loses_no_other_and_is_tried_again(made, capsys):
+    directory = pathlib.Path(made.directory)
+    directory.mkdir()
+    (directory / 'broken').touch()
+    with pytest.raises(RuntimeError, match=r'1 of 6 points failed \(4-1\)'):
+        made.run('')
+    assert '4-1 failed' in (said := capsys.readouterr().out) and 'it broke' in said
+    found = json.loads((directory / 'sweep.json').read_text())
+    assert found['points']['4']['1'] == {'status': 'failed', 'measures': None}
+    assert made.table(found)[2][1][1] == '2 (1 failed)' and made.table(found)[2][0][1] == '3'
+    (directory / 'broken').unlink()
+    made.run('')
+    assert [call for call in calls(made) if '4-1' in call] == ['improve 4-1'] * 2 and len(calls(made)) == 10
+
+
+def test_another_command_does_not_go_on_with_a_run(made, capsys):
+    made.run('')
+    other = dataclasses.replace(made, points=(made.points[0], ('4', ('sampling.Sampler.samples=5',))))
+    with pytest.raises(RuntimeError, match=r'3 of 6 points failed \(4-0, 4-1, 4-2\)'):
+        other.run('')
+    found = json.loads(pathlib.Path(made.directory, 'sweep.json').read_text())
+    assert found['points']['4']['0'] == {'status': 'failed', 'measures': None}  # not those of the other command
+    assert '4-0 was made by another command; remove it' in capsys.readouterr().out and len(calls(made)) == 9
+    made.run('')
+    assert len(calls(made)) == 9
+
+
+def test_points_are_built_before_anything_runs(made):
+    wrong = dataclasses.replace(made, points=(*made.points, ('8', ('sampling.Sampler.sample=8',))))
+    with pytest.raises(config.ConfigError, match='no field sample'):
+        wrong.run('')
+    assert not pathlib.Path(made.directory).exists()
+
+
+@pytest.mark.parametrize(
+    ('fields', 'said'),
+    [
+        ({'points': ()}, 'needs points, seeds and measures'),
+        ({'points': (('a', ()), ('a', ()))}, "must differ, .* they are ['a', 'a']"),
+        ({'points': (('a/b', ()),)}, 'be of letters, digits'),
+        ({'processes': 0}, 'processes must be at least 1; it is 0'),
+    ],
+)
+def test_settings_are_checked(made, fields, said):
+    with pytest.raises(ValueError, match=re.escape(said).replace(r'\.\*', '.*')):
+        dataclasses.replace(made, **fields)
+
+
+def test_measures():
+    rounds = [{'greedy_accuracy': {'value': 0.25}, 'brier': 0.5}, {'greedy_accuracy': None, 'brier': 0.4}]
+    assert ends(rounds, 'greedy_accuracy') == (0.25, 0.25) and ends(rounds, 'brier') == (0.5, 0.4)
+    with pytest.raises(ValueError, match='majority_accuracy was not measured; there are greedy_accuracy'):
+        ends(rounds, 'majority_accuracy')
+    assert mean_of([]) is None and mean_of([0.5])[0] == 0.5 and math.isnan(mean_of([0.5])[1])
+    # Student's t of two degrees of freedom, 4.303 (Fisher's table)
+    assert mean_of([0.1, 0.2, 0.3]) == pytest.approx((0.2, 4.303 * 0.1 / 3**0.5), rel=1e-3)
+    assert settings(('a.gin', 'B.c=d.gin', 'e=1')) == ['--gin_file=a.gin', '--gin.B.c=d.gin', '--gin.e=1']
+
+
+SWEEPS = sorted(path.name for path in (tiny_run.ROOT / 'gin/sweeps').glob('*.gin') if path.name != 'embedded.gin')
+
+
+@pytest.mark.parametrize('name', SWEEPS)
+def test_the_points_of_the_sweeps_build(name, tmp_path):
+    made = built(['sweep', f'--gin_file=gin/sweeps/{name}', f'--gin.sweep.Sweep.directory={tmp_path}']).value
+    made.check()
+    assert len(made.seeds) >= 3 and len({tuple(made.words(label, 0)[:-2]) for label, _ in made.points}) > 1
+    assert isinstance(made, sweep.Sweep)
