@@ -78,11 +78,15 @@ def fingerprint(tree: Any) -> UInt32[Array, '2']:
     for leaf in jax.tree.leaves(tree):
         width = jnp.dtype(leaf.dtype).itemsize
         bits = jax.lax.bitcast_convert_type(leaf, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[width])
-        place = jnp.arange(leaf.size, dtype=jnp.uint32).reshape(leaf.shape)
+        place = jnp.zeros(leaf.shape, jnp.uint32)  # number of each element, modulo 2**32; made shard by shard
+        for axis, size in enumerate(leaf.shape):
+            place = place * jnp.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
         mixed = (bits.astype(jnp.uint32) ^ (place * jnp.uint32(2654435769))) * jnp.uint32(2246822507)
         mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(3266489909)
-        sums = jnp.stack([(mixed ^ (mixed >> 16)).sum(dtype=jnp.uint32), (mixed >> 7).sum(dtype=jnp.uint32)])
-        total = total * jnp.uint32(16777619) + sums
+        # One reduction of both: two would keep `mixed`, an array as large as the parameter, between them.
+        pair, zeros = (mixed ^ (mixed >> 16), mixed >> 7), (jnp.uint32(0), jnp.uint32(0))
+        sums = jax.lax.reduce(pair, zeros, lambda a, b: (a[0] + b[0], a[1] + b[1]), range(leaf.ndim))
+        total = total * jnp.uint32(16777619) + jnp.stack(sums)
     return total
 
 

@@ -150,3 +150,11 @@ def test_a_fingerprint_is_the_same_on_every_mesh():
     mesh = MeshShape(data=2, fsdp=2, tensor=2).build(jax.devices())
     spread = jax.device_put(one, parameters.shardings(one, mesh, LEARNING))
     assert told(spread).tolist() == told(one).tolist()
+
+
+def test_a_fingerprint_keeps_no_copy_of_what_it_reads():
+    mesh = MeshShape(data=2, fsdp=2, tensor=2).build(jax.devices())
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'fsdp', 'tensor'))
+    large = jax.ShapeDtypeStruct((4, 256, 1024), jnp.float32, sharding=spread)
+    compiled = jax.jit(parameters.fingerprint).lower([large]).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4096
