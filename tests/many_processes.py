@@ -19,7 +19,8 @@ import time
 import numpy as np
 
 from tests import tiny_run
-from tests.tiny_run import arrays, lines, steps
+from tests.stored import stored
+from tests.tiny_run import arrays, steps
 
 DEVICES = 8
 SECONDS = 600.0  # for a run
@@ -87,9 +88,8 @@ def output(directory: pathlib.Path, number: int) -> pathlib.Path:
 
 def paths(directory: pathlib.Path, file: str) -> list[tuple[str, list[str]]]:
     """The questions of a file of samples, each with the texts of its paths."""
-    return [
-        (line['question'], [path['text'] for path in line['paths']]) for line in lines(directory / 'samples' / file)
-    ]
+    found = stored(directory / 'samples' / file)
+    return [(question['question'], [path['text'] for path in question['paths']]) for question in found]
 
 
 def largest_difference(one: pathlib.Path, other: pathlib.Path, step: int) -> float:
@@ -132,7 +132,7 @@ def meet(directory: pathlib.Path, initial: pathlib.Path, count: int, fault: str)
     come = count - (fault == 'absent')
     patience = PATIENCE | ({'processes__Patience__start': 30.0} if fault == 'absent' else {})
     processes = start(directory, initial, count, come=come, train__Improve__rounds=20, **patience)
-    while fault != 'absent' and not (directory / 'samples' / 'evaluation_0001.jsonl').exists():
+    while fault != 'absent' and not (directory / 'samples' / 'evaluation_0001.parquet').exists():
         time.sleep(0.05)
     began = time.monotonic()
     if fault != 'absent':

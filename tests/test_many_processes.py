@@ -16,7 +16,7 @@ def test_two_processes_then_one(tmp_path):
         'PYTHONPATH': f'{KILLING}{os.pathsep}{tiny_run.ROOT}',
         'KILLING_IN': f'{directory}/',
         'KILLING_LOG': str(tmp_path / 'changes'),
-        'KILLING_AT': 'open samples/.round_0001.jsonl.partial',
+        'KILLING_AT': 'open samples/.round_0001.parquet.partial',
         'KILLING_SIGNAL': 'SIGTERM',
     }
     # One device each and quick compilation, which is most of the time that this takes.
@@ -31,11 +31,11 @@ def test_two_processes_then_one(tmp_path):
     assert 'round 1:' not in said[1]
     assert steps(directory) == [0, 1] and len(events(directory, 'round')) == 1
     one = finished().directory
-    assert paths(directory, 'round_0001.jsonl') == paths(one, 'round_0001.jsonl')
-    assert paths(directory, 'evaluation_0001.jsonl') == paths(one, 'evaluation_0001.jsonl')
+    assert paths(directory, 'round_0001.parquet') == paths(one, 'round_0001.parquet')
+    assert paths(directory, 'evaluation_0001.parquet') == paths(one, 'evaluation_0001.parquet')
     assert largest_difference(directory, one, 1) < 1e-5
     # Restored on another number of processes and devices.
     outcome = tiny_run.done(improve_arguments(directory, pretrained().directory))
     assert 'resumed after round 1 of 2' in outcome.out
-    assert paths(directory, 'round_0002.jsonl') == paths(one, 'round_0002.jsonl')
+    assert paths(directory, 'round_0002.parquet') == paths(one, 'round_0002.parquet')
     assert largest_difference(directory, one, 2) < 1e-5

@@ -147,11 +147,6 @@ def events(directory: pathlib.Path, *kinds: str) -> list[dict[str, Any]]:
     return [event for event in map(json.loads, lines) if event['kind'] in kinds]
 
 
-def lines(file: pathlib.Path) -> list[dict[str, Any]]:
-    """What stands in a file of JSON lines."""
-    return [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines()]
-
-
 def contents(directory: pathlib.Path) -> dict[str, bytes]:
     """What must not change when a finished run is run again."""
     kept = [path for name in ('checkpoints', 'samples') for path in (directory / name).rglob('*') if path.is_file()]
