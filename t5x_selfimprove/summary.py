@@ -19,6 +19,7 @@ OF_EVALUATION = (
     'truncated',
     'mean_vote_share',
     'calibration_error',
+    'reliability',
     'kept_precision',
 )
 
@@ -85,7 +86,7 @@ def _of_suite(measured: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """
     numbers = sorted(measured)
     greedy = [measured[number]['greedy_accuracy']['value'] for number in numbers]
-    names = ('greedy_accuracy', 'majority_accuracy')
+    names = ('greedy_accuracy', 'majority_accuracy', 'maj_at_k', 'pass_at_k')
     return {
         'questions': measured[numbers[-1]]['questions'],
         'rounds': [{'round': number, **{name: measured[number][name] for name in names}} for number in numbers],

@@ -7,6 +7,7 @@
     runs/sweeps/paths/sweep.png     the figure
 
 Given again, the sweep makes what is missing: finished points are kept, killed and failed ones go on where they were.
+Sweeps may share their runs (`runs`), one sweep at a time: what another made by the same command is not made again.
 """
 
 import concurrent.futures
@@ -24,11 +25,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from t5x_selfimprove import files
 from t5x_selfimprove.display import Display
 
 SHOWN = 12  # last lines of a failed point's output
 ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
+WHEN = ('before', 'after')
+Estimate = tuple[float, float]  # mean over seeds, half of its 95 % interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,11 @@ class Sweep:
     """One command at several points, each with several seeds.
 
     A point is a label and what is set there: 'part.Class.field=value', as on the command line, or the path of a gin
-    file. SEED, RUN_DIR and, where something comes first, INITIAL are set by the sweep.
+    file. SEED, RUN_DIR and, where something comes first, INITIAL are set by the sweep. A measure is a path into what a
+    summary tells after each evaluation: 'greedy_accuracy', 'maj_at_k/8', 'reliability/7/accuracy'; with the name of a
+    suite before it, of that suite: 'svamp/greedy_accuracy'.
+
+    Measures are drawn against the points. Those of a `curve` are drawn against labels of their own, a line a point.
 
     Raises:
       ValueError: no points or seeds, a label that comes twice or is no file name.
@@ -51,16 +60,23 @@ class Sweep:
     first: tuple[str, ...] = ()  # gin files of a pre-training that the points of a seed start from; () = none
     bindings: tuple[str, ...] = ()  # of every point and of what comes first
     measures: tuple[str, ...] = ('greedy_accuracy', 'majority_accuracy')
+    curve: tuple[tuple[str, str], ...] = ()  # (label, measure), in the place of `measures`
+    runs: str | None = None  # directory of the runs; None = `directory`
     processes: int | None = None  # at a time; None = one a core
 
     def __post_init__(self):
         labels = [label for label, _ in self.points]
-        if not labels or not self.seeds or not self.measures:
+        if not labels or not self.seeds or not self.asked:
             raise ValueError('a sweep needs points, seeds and measures')
         if len(set(labels)) < len(labels) or not all(re.fullmatch(r'[\w.+-]+', label) for label in labels):
             raise ValueError(f'labels of points must differ, and be of letters, digits and . + - _; they are {labels}')
         if self.processes is not None and self.processes < 1:
             raise ValueError(f'processes must be at least 1; it is {self.processes}')
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """All measures."""
+        return tuple(measure for _, measure in self.curve) or self.measures
 
     def run(self, config: str) -> dict[str, Any]:
         """Makes what is missing; prints the table and draws the figure.
@@ -104,7 +120,7 @@ class Sweep:
 
     def place(self, label: str, seed: int) -> Path:
         """The run directory of a point."""
-        return Path(self.directory, f'{label}-{seed}')
+        return Path(self.runs or self.directory, f'{label}-{seed}')
 
     def start_words(self, seed: int) -> list[str]:
         """The command of what comes first."""
@@ -150,54 +166,77 @@ class Sweep:
                 place = self.place(label, seed)
                 state = json.loads(place.with_name(f'{place.name}.json').read_text())
                 done = state['status'] == 'done' and state['words'] == self.words(label, seed)
-                rounds = json.loads((place / 'summary.json').read_text())['rounds'] if done else []
-                measured = {name: ends(rounds, name) for name in self.measures} if done else None
-                seeds[str(seed)] = {'status': 'done' if done else 'failed', 'measures': measured}
+                summary = json.loads((place / 'summary.json').read_text()) if done else None
+                seeds[str(seed)] = {
+                    'status': 'done' if done else 'failed',
+                    'measures': {name: ends(summary, name) for name in self.asked} if done else None,
+                    'training_tokens': sum(row['training_tokens'] for row in summary['rounds']) if done else None,
+                }
             points[label] = seeds
         return {'title': self.title, 'axis': self.axis, 'points': points}
 
-    def estimates(self, found: dict[str, Any], label: str, measure: str, when: int) -> tuple[float, float] | None:
-        """(mean, half of the 95 % interval) over the seeds of a point that are there, before (0) or after (1)."""
-        seeds = found['points'][label].values()
-        return mean_of([one['measures'][measure][when] for one in seeds if one['measures'] is not None])
+    def panes(self, found: dict[str, Any]) -> tuple[list[str], dict[str, dict[str, list[Estimate | None]]]]:
+        """What there is to be shown: the labels; by pane and by line, an estimate for each label, None where there is
+        nothing to estimate it from."""
 
-    def table(self, found: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
-        """Title, columns and rows: a point a row; per cent, mean over seeds ± half of the 95 % interval."""
-        columns, rows = [self.axis, 'seeds'], []
-        for measure in self.measures:
-            columns += [f'{measure.replace("_", " ")}, before', 'after']
+        def estimate(label: str, measure: str, when: int) -> Estimate | None:
+            there = [one['measures'][measure][when] for one in found['points'][label].values() if one['measures']]
+            return mean_of([value for value in there if value is not None])
+
+        labels = list(found['points'])
+        if not self.curve:
+            lines = lambda name: {  # noqa: E731
+                when: [estimate(label, name, number) for label in labels] for number, when in enumerate(WHEN)
+            }
+            return labels, {name.replace('_', ' '): lines(name) for name in self.measures}
+        curves = {}
         for label, seeds in found['points'].items():
             there = sum(one['measures'] is not None for one in seeds.values())
-            row = [label, f'{there}' if there == len(seeds) else f'{there} ({len(seeds) - there} failed)']
-            for measure in self.measures:
-                for when in (0, 1):
-                    made = self.estimates(found, label, measure, when)
+            name = f'{label}, ' * (len(labels) > 1) + f'({there} of {len(seeds)} seeds) ' * (there < len(seeds))
+            for number, when in enumerate(WHEN):
+                curves[name + when] = [estimate(label, measure, number) for _, measure in self.curve]
+        return [label for label, _ in self.curve], {'accuracy': curves}
+
+    def table(self, found: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+        """Title, columns and rows: a label a row; per cent, mean over seeds ± half of the 95 % interval."""
+        labels, panes = self.panes(found)
+        columns, rows = [self.axis], [[label] for label in labels]
+        if not self.curve:
+            columns += ['seeds', 'training tokens']
+            for row, seeds in zip(rows, found['points'].values(), strict=True):
+                tokens = [one['training_tokens'] for one in seeds.values() if one['training_tokens'] is not None]
+                failed = len(seeds) - len(tokens)
+                row += [f'{len(tokens)}' + f' ({failed} failed)' * bool(failed)]
+                row += [f'{statistics.mean(tokens):,.0f}' if tokens else '-']
+        for pane, lines in panes.items():
+            for line, estimates in lines.items():
+                columns.append(f'{pane}, {line}')
+                for row, made in zip(rows, estimates, strict=True):
                     row.append('-' if made is None else f'{100 * made[0]:.1f} ± {100 * made[1]:.1f}')
-            rows.append(row)
         return f'{self.title}, per cent, mean over seeds ± 95 % interval', columns, rows
 
     def draw(self, found: dict[str, Any]) -> Path:
-        """Draws every measure, before and after, against the points. Raises ImportError without matplotlib."""
+        """Draws every pane. Raises ImportError without matplotlib."""
         import matplotlib
 
         matplotlib.use('Agg')
         from matplotlib import pyplot
 
-        labels = list(found['points'])
+        labels, panes = self.panes(found)
         numeric = all(re.fullmatch(r'\d+(\.\d+)?', label) for label in labels)
-        xs = [float(label) for label in labels] if numeric else list(range(len(labels)))
-        figure, panes = pyplot.subplots(1, len(self.measures), figsize=(5.2 * len(self.measures), 4), squeeze=False)
-        for pane, measure in zip(panes[0], self.measures, strict=True):
-            for when, name, style in ((0, 'before', '--'), (1, 'after', '-')):
-                made = [(x, self.estimates(found, label, measure, when)) for x, label in zip(xs, labels, strict=True)]
-                made = [(x, 100 * value[0], 100 * value[1]) for x, value in made if value is not None]
+        places = [float(label) for label in labels] if numeric else list(range(len(labels)))
+        figure, axes = pyplot.subplots(1, len(panes), figsize=(5.2 * len(panes), 4), squeeze=False)
+        for pane, (name, lines) in zip(axes[0], panes.items(), strict=True):
+            for line, estimates in lines.items():
+                made = [(x, *one) for x, one in zip(places, estimates, strict=True) if one is not None]
                 if made:
-                    x, mean, half = zip(*made, strict=True)
-                    pane.errorbar(x, mean, yerr=half, fmt='o' + style, capsize=3, label=name)
+                    x, mean, half = np.array(made).T
+                    style = '--' if line.endswith(WHEN[0]) else '-'
+                    pane.errorbar(x, 100 * mean, yerr=100 * half, fmt='o' + style, capsize=3, label=line)
+                    pane.legend()
             if not numeric:
-                pane.set_xticks(xs, labels, rotation=20, ha='right')
-            pane.set(xlabel=self.axis, ylabel=f'{measure.replace("_", " ")}, per cent')
-            pane.legend()
+                pane.set_xticks(places, labels, rotation=20, ha='right')
+            pane.set(xlabel=self.axis, ylabel=f'{name}, per cent')
             pane.grid(alpha=0.3)
         figure.suptitle(f'{self.title} ({len(self.seeds)} seeds, 95 % intervals)')
         figure.tight_layout()
@@ -243,19 +282,33 @@ def make_run(place: Path, words: list[str], cores: 'queue.SimpleQueue[int]') -> 
     return how | {'said': log.read_text('utf-8', 'replace').splitlines()[-SHOWN:]}
 
 
-def ends(rounds: Sequence[dict[str, Any]], measure: str) -> tuple[float, float]:
-    """A measure of the first and of the last evaluation; 'maj_at_k/8' is a part of one.
+def ends(summary: dict[str, Any], measure: str) -> tuple[float | None, float | None]:
+    """A measure of the first and of the last evaluation that a summary tells of.
 
     Raises:
       ValueError: it was not measured.
     """
-    name, _, part = measure.partition('/')
-    values = [row[name][part] if part else row[name] for row in rounds if row.get(name) is not None]
-    if not values:
-        there = sorted(name for name, value in rounds[0].items() if isinstance(value, dict))
+    first, *rest = measure.split('/')
+    suite = summary['suites'].get(first) if rest else None
+    rows, parts = (suite['rounds'], rest) if suite else (summary['rounds'], [first, *rest])
+    measured = [row for row in rows if row.get(parts[0]) is not None]
+    if not measured:
+        there = sorted(name for name, value in rows[0].items() if isinstance(value, dict | list))
         raise ValueError(f'{measure} was not measured; there are {", ".join(there)}')
-    first, last = (value['value'] if isinstance(value, dict) else value for value in (values[0], values[-1]))
-    return first, last
+    return value_of(measured[0], parts), value_of(measured[-1], parts)
+
+
+def value_of(row: Any, parts: Sequence[str]) -> float | None:
+    """The number at a path. Raises ValueError where there is none."""
+    for part in parts:
+        try:
+            row = row[int(part)] if isinstance(row, list) else row[part]
+        except (KeyError, IndexError, ValueError) as error:
+            there = range(len(row)) if isinstance(row, list) else row
+            raise ValueError(
+                f'there is no {part} of {"/".join(parts)}; there are {", ".join(map(str, there))}'
+            ) from error
+    return row['value'] if isinstance(row, dict) else row
 
 
 def mean_of(values: Sequence[float]) -> tuple[float, float] | None:

@@ -25,7 +25,7 @@ from tests.vocabulary import made
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'gin').rglob('*.gin'))
-COMPLETE = ('gin/runs/', 'gin/methods/')  # the folders of files that open with a command
+COMPLETE = ('gin/runs/', 'gin/methods/', 'gin/sweeps/embedded/')  # the folders of files that open with a command
 PROGRAM = ('python', '-m', 't5x_selfimprove')
 # Of a checkpoint's config.json.
 SIZES = {'hidden_size': 8, 'num_hidden_layers': 1, 'num_attention_heads': 2, 'intermediate_size': 8}
