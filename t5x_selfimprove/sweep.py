@@ -41,7 +41,8 @@ class Sweep:
     """One command at several points, each with several seeds.
 
     A point is a label and what is set there: 'part.Class.field=value', as on the command line, or the path of a gin
-    file. SEED, RUN_DIR and, where something comes first, INITIAL are set by the sweep. A measure is a path into what a
+    file; '{label}' stands for the run directory of that label and the same seed. SEED, RUN_DIR and, where something
+    comes first and the point does not say it, INITIAL are set by the sweep. A measure is a path into what a
     summary tells after each evaluation: 'greedy_accuracy', 'maj_at_k/8', 'reliability/7/accuracy'; with the name of a
     suite before it, of that suite: 'svamp/greedy_accuracy'.
 
@@ -58,6 +59,7 @@ class Sweep:
     points: tuple[tuple[str, tuple[str, ...]], ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     first: tuple[str, ...] = ()  # gin files of a pre-training that the points of a seed start from; () = none
+    stages: tuple[tuple[str, str, tuple[str, ...]], ...] = ()  # (label, command, settings) of what points need besides
     bindings: tuple[str, ...] = ()  # of every point and of what comes first
     measures: tuple[str, ...] = ('greedy_accuracy', 'majority_accuracy')
     curve: tuple[tuple[str, str], ...] = ()  # (label, measure), in the place of `measures`
@@ -65,8 +67,8 @@ class Sweep:
     processes: int | None = None  # at a time; None = one a core
 
     def __post_init__(self):
-        labels = [label for label, _ in self.points]
-        if not labels or not self.seeds or not self.asked:
+        labels = [label for label, *_ in (*self.points, *self.stages)]
+        if not self.points or not self.seeds or not self.asked:
             raise ValueError('a sweep needs points, seeds and measures')
         if len(set(labels)) < len(labels) or not all(re.fullmatch(r'[\w.+-]+', label) for label in labels):
             raise ValueError(f'labels of points must differ, and be of letters, digits and . + - _; they are {labels}')
@@ -88,8 +90,9 @@ class Sweep:
         display, directory = Display(), Path(self.directory)
         self.check()
         files.write_text(directory / 'config.gin', config)
-        starts = [('start', seed, self.start_words(seed)) for seed in self.seeds if self.first]
-        self.make(starts, display)
+        first = ['start'] if self.first else []
+        for label in (*first, *(label for label, _, _ in self.stages)):
+            self.make([(label, seed, self.words(label, seed)) for seed in self.seeds], display)
         points = [(label, seed, self.words(label, seed)) for label, _ in self.points for seed in self.seeds]
         failed = self.make(points, display)
         found = self.gather()
@@ -111,30 +114,31 @@ class Sweep:
         from t5x_selfimprove import config
 
         seed = self.seeds[0]
-        commands = [self.words(label, seed) for label, _ in self.points]
-        if self.first:
-            commands.append(self.start_words(seed))
-        for words in commands:
-            asked = config.parse_arguments(words)
+        for label in self.commands:
+            asked = config.parse_arguments(self.words(label, seed))
             config.build(config.ROOTS[asked.command], asked.files, asked.bindings)
 
     def place(self, label: str, seed: int) -> Path:
         """The run directory of a point."""
         return Path(self.runs or self.directory, f'{label}-{seed}')
 
-    def start_words(self, seed: int) -> list[str]:
-        """The command of what comes first."""
-        return ['pretrain', *settings((*self.first, *self.bindings)), *self.common('start', seed)]
+    @property
+    def commands(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Command and settings of every label."""
+        files = {'pretrain': self.first, 'improve': self.files}
+        told = [('start', 'pretrain', ())] if self.first else []
+        told += [*self.stages, *((label, 'improve', said) for label, said in self.points)]
+        return {label: (command, (*files.get(command, ()), *self.bindings, *said)) for label, command, said in told}
 
     def words(self, label: str, seed: int) -> list[str]:
-        """The command of a point."""
-        said = settings((*self.files, *self.bindings, *dict(self.points)[label]))
-        initial = [f'--gin.INITIAL={self.place("start", seed)}'] if self.first else []
-        return ['improve', *said, *self.common(label, seed), *initial]
-
-    def common(self, label: str, seed: int) -> list[str]:
-        """What the sweep sets in every command."""
-        return [f'--gin.SEED={seed}', f'--gin.RUN_DIR={self.place(label, seed)}']
+        """The command of a point, of a stage or of what comes first ('start')."""
+        command, said = self.commands[label]
+        for other in self.commands:
+            said = tuple(one.replace(f'{{{other}}}', str(self.place(other, seed))) for one in said)
+        given = [f'SEED={seed}', f'RUN_DIR={self.place(label, seed)}']
+        if self.first and command != 'pretrain' and not any(one.startswith('INITIAL=') for one in said):
+            given.append(f'INITIAL={self.place("start", seed)}')
+        return [command, *settings((*said, *given))]
 
     def make(self, runs: Sequence[tuple[str, int, list[str]]], display: Display) -> list[str]:
         """Runs commands side by side, those that are done already left out; returns the names of those that failed."""

@@ -27,7 +27,8 @@ echo "$3 $place" >> "$(dirname "$place")/calls"
 if [ -e "$(dirname "$place")/broken" ] && [ "$samples" = 4 ] && [ "$seed" = 1 ]; then echo "it broke"; exit 3; fi
 mkdir -p "$place"
 value() { echo "{\\"value\\": 0.$1}"; }
-row() { echo "{\\"training_tokens\\": 50, \\"greedy_accuracy\\": $(value $1), \\"maj_at_k\\": {\\"8\\": $(value $2)}}"; }
+tokens='"training_tokens": 50'
+row() { echo "{$tokens, \\"greedy_accuracy\\": $(value $1), \\"maj_at_k\\": {\\"8\\": $(value $2)}}"; }
 rows="\\"rounds\\": [$(row 1 2), $(row "$samples$seed" 9)]"
 echo "{$rows, \\"suites\\": {}}" > "$place/summary.json"
 """
@@ -68,7 +69,8 @@ def test_all_points_run_and_are_measured(made, capsys):
         'measures': {'greedy_accuracy': (0.1, 0.42), 'maj_at_k/8': (0.2, 0.9)},
     }  # fmt: skip
     title, columns, rows = made.table(found)
-    assert title.startswith('Paths, per cent') and columns[:4] == ['paths', 'seeds', 'training tokens', 'greedy accuracy, before']
+    assert title.startswith('Paths, per cent')
+    assert columns[1:4] == ['seeds', 'training tokens', 'greedy accuracy, before']
     half = 100 * mean_of([0.2, 0.21, 0.22])[1]
     assert rows[0] == ['2', '3', '100', '10.0 ± 0.0', f'21.0 ± {half:.1f}', '20.0 ± 0.0', '90.0 ± 0.0']
     assert rows[1][4].startswith('41.0 ±') and 'figure: ' in capsys.readouterr().out
@@ -117,6 +119,7 @@ def test_points_are_built_before_anything_runs(made):
         ({'points': ()}, 'needs points, seeds and measures'),
         ({'points': (('a', ()), ('a', ()))}, "must differ, .* they are ['a', 'a']"),
         ({'points': (('a/b', ()),)}, 'be of letters, digits'),
+        ({'stages': (('2', 'pretrain', ()),)}, "must differ, .* they are ['2', '4', '2']"),
         ({'processes': 0}, 'processes must be at least 1; it is 0'),
     ],
 )
@@ -141,6 +144,27 @@ def test_a_curve_of_runs_that_another_sweep_has_made(made):
     assert other.table(found)[1][1] == 'accuracy, 2, (2 of 3 seeds) before'
     one = dataclasses.replace(other, points=made.points[:1])
     assert one.table(one.gather())[1] == ['paths', 'accuracy, before', 'accuracy, after']
+
+
+def test_what_points_need_is_made_before_them(made):
+    stages = (
+        ('small', 'pretrain', ('models.TransformerConfig.layers=1',)),
+        ('16', 'improve', ('sampling.Sampler.samples=16', 'INITIAL={small}')),
+    )
+    paths = ('data.StoredPaths.directory={16}', 'train.Improve.replay=@data.StoredPaths()')
+    other = dataclasses.replace(made, stages=stages, points=(*made.points, ('taught', paths)), seeds=(1,), processes=1)
+    other.run('')
+    lines = pathlib.Path(made.directory, 'calls').read_text().splitlines()
+    names = [f'{line.split()[0]} {pathlib.Path(line.split()[1]).name}' for line in lines]
+    points = [f'improve {label}-1' for label in ('2', '4', 'taught')]
+    assert names == ['pretrain start-1', 'pretrain small-1', 'improve 16-1', *points]
+    words = other.words('16', 1)
+    assert f'--gin.INITIAL={made.directory}/small-1' in words and '--gin_file=gin/runs/quickstart.gin' in words
+    assert sum('INITIAL' in word for word in words) == 1 and not any('INITIAL' in w for w in other.words('small', 1))
+    assert '--gin.models.TransformerConfig.layers=1' in other.words('small', 1)
+    words = other.words('taught', 1)
+    assert f'--gin.data.StoredPaths.directory={made.directory}/16-1' in words
+    assert words[-1] == f'--gin.INITIAL={made.directory}/start-1'
 
 
 def test_measures():
