@@ -38,13 +38,18 @@ class Feed:
         if self.per_batch < 1 or self.per_round < 1:
             raise ValueError(f'per_round = {self.per_round} and per_batch = {self.per_batch} must be at least 1')
 
+    @property
+    def batches(self) -> int:
+        """G, batches of a round."""
+        return -(-self.per_round // self.per_batch)
+
     def take(
         self, position: int, vocabulary: Vocabulary, answer_format: Any, labels: bool
     ) -> tuple[list[Item], Questions, int]:
         """The items from `position` on: (those that fit, [G, Q, ...] arrays of them, how many were too long)."""
         bank = self.bank if labels else Unlabelled(self.bank)
         items = bank.take(position, self.per_round)
-        rows = -(-self.per_round // self.per_batch) * self.per_batch
+        rows = self.batches * self.per_batch
         encoded, skipped = encode_questions(items, vocabulary, self.room, answer_format, self.too_long, count=rows)
         if skipped:
             items = [item for item in items if len(vocabulary.encode(item.question)) <= self.room]

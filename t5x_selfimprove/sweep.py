@@ -272,10 +272,12 @@ def make_run(place: Path, words: list[str], cores: 'queue.SimpleQueue[int]') -> 
     core, start = cores.get(), time.perf_counter()
     try:
         files.write_json(state, {'status': 'started', 'words': words})
-        flags = f'{os.environ.get("XLA_FLAGS", "")} {ONE_THREAD}'.strip()
+        # Seeds share their compiled programs.
+        environment = {'JAX_COMPILATION_CACHE_DIR': str(place.parent.resolve() / 'compiled'), **os.environ}
+        environment['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {ONE_THREAD}'.strip()
         with log.open('w', encoding='utf-8') as out:
             command = [sys.executable, '-m', 't5x_selfimprove', *words]
-            process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, 'XLA_FLAGS': flags})
+            process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
             if hasattr(os, 'sched_setaffinity'):
                 os.sched_setaffinity(process.pid, {core})  # its threads will inherit it
             code = process.wait()

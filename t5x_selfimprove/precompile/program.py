@@ -59,14 +59,14 @@ def inputs(run: Improve, mesh: jax.sharding.Mesh) -> Inputs:
         return improve.new_state(model, learner, run.place.seed, learner.start_from == 'base')
 
     state = jax.eval_shape(create)
-    encoded, _ = encode_questions([], run.vocabulary, feed.room, run.answers, count=feed.per_round)
+    encoded, _ = encode_questions([], run.vocabulary, feed.room, run.answers, count=feed.batches * feed.per_batch)
     parts = partitioning.batch_parts(mesh)
     if feed.per_batch % parts:
         raise ValueError(
             f'{feed.per_batch} questions at a time cannot be split over data x fsdp x expert = {parts} devices; make '
             f'feed.Feed.per_batch a multiple of {parts}, or choose another mesh'
         )
-    lead = (run.rounds_per_dispatch, feed.per_round // feed.per_batch, feed.per_batch)
+    lead = (run.rounds_per_dispatch, feed.batches, feed.per_batch)
     split = jax.NamedSharding(mesh, partitioning.spec_of(Axes((None, None, 'batch')), LEARNING))
     whole = jax.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return Inputs(
