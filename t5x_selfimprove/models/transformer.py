@@ -170,6 +170,9 @@ class Transformer(nnx.Module):
         places = cache.starts(context, tokens.shape[0], seats)
         position = (places[-1] + own.length)[:, None]
         turns, visible = self._turns(position), own.visible()
+        if isinstance(self.blocks, nnx.List):
+            # Through a branch they come out as arrays: XLA would compute them anew for every head of every layer.
+            turns = jax.lax.cond(own.step >= 0, lambda: turns, lambda: jax.tree.map(jnp.zeros_like, turns))
         near = visible & (own.ages() < self.config.sliding_window)
 
         def layer(carry, inputs):
