@@ -14,18 +14,21 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-MESH_AXES = ('data', 'fsdp', 'expert', 'tensor')  # neighbouring devices last
+MESH_AXES = ('data', 'fsdp', 'expert', 'sequence', 'tensor')  # neighbouring devices last
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
 LEARNING: Rules = MappingProxyType(
     {
         'batch': ('data', 'fsdp', 'expert'),
-        'rows': ('data', 'fsdp', 'expert', 'tensor'),
+        'time': 'sequence',
+        'tokens': ('data', 'fsdp', 'expert', 'sequence'),  # of rows and times made one axis; in sampling of paths
+        'rows': ('data', 'fsdp', 'expert', 'sequence', 'tensor'),
         'vocabulary': 'tensor',
         'model': 'fsdp',
         'heads': 'tensor',
@@ -65,8 +68,9 @@ class MeshShape:
     """Sizes of the mesh axes; one of them may be -1 and takes the devices that are left.
 
     `data` copies the parameters, `fsdp` splits all of them and gathers a layer at a time, `tensor` splits heads,
-    feed-forwards and vocabulary, `expert` splits the experts of a mixture and copies the rest; all but `tensor` split
-    the batch.
+    feed-forwards and vocabulary, `expert` splits the experts of a mixture and copies the rest, `sequence` splits long
+    rows between their tokens in learning (every device then gathers the keys and values of its rows' other parts). All
+    but `tensor` split the paths in sampling, all but `sequence` and `tensor` the rows in learning.
 
     Raises:
       ValueError: a size is neither positive nor -1, or more than one is -1; an unknown axis.
@@ -76,6 +80,7 @@ class MeshShape:
     fsdp: int = 1
     tensor: int = 1
     expert: int = 1
+    sequence: int = 1
     between_slices: str = 'data'  # the axis along which several slices of TPUs lie: the one that exchanges least
 
     def __post_init__(self):
@@ -247,11 +252,50 @@ def fetch(tree: Any) -> Any:
     return jax.device_get(tree)
 
 
+def constrain_tokens(array: jax.Array) -> jax.Array:
+    """Splits activations [B, T, ...]: rows over the batch axes and, where they divide, times over `sequence`; a single
+    time, as in decoding, leaves that axis to the rows."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape['sequence'] == 1:
+        return constrain(array, 'batch')
+    if array.shape[1] % mesh.shape['sequence'] == 0:
+        return constrain(array, 'batch', 'time')
+    return constrain(array, 'tokens' if array.shape[1] == 1 else 'batch')
+
+
+def flattened(array: jax.Array) -> jax.Array:
+    """[B, T, ...] as [B * T, ...], in an order that leaves every device the tokens that it has; `unflattened` undoes
+    it. Row by row, where times are not split."""
+    grid = _grid(*array.shape[:2])
+    if grid is None:
+        return array.reshape(-1, *array.shape[2:])
+    turned = jnp.swapaxes(array.reshape(*grid, *array.shape[2:]), 1, 2)
+    return constrain(turned.reshape(-1, *array.shape[2:]), 'tokens')
+
+
+def unflattened(array: jax.Array, rows: int, time: int) -> jax.Array:
+    """The inverse of `flattened`, [rows, time, ...]; other axes may have changed."""
+    grid = _grid(rows, time)
+    if grid is None:
+        return array.reshape(rows, time, *array.shape[1:])
+    turned = array.reshape(grid[0], grid[2], grid[1], grid[3], *array.shape[1:])
+    return constrain(jnp.swapaxes(turned, 1, 2).reshape(rows, time, *array.shape[1:]), 'batch', 'time')
+
+
+def _grid(rows: int, time: int) -> tuple[int, int, int, int] | None:
+    """Rows and times as parts of the mesh and what a device has of each; None where times are not split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape['sequence'] == 1:
+        return None
+    parts, shares = batch_parts(mesh), mesh.shape['sequence']
+    return None if rows % parts or time % shares else (parts, rows // parts, shares, time // shares)
+
+
 def spread(array: jax.Array) -> jax.Array:
     """Splits rows over all devices, for work on whole rows that devices along `tensor` would else do alike; over the
-    batch axes alone where they do not divide."""
+    axes that paths are split over where they do not divide."""
     mesh = jax.sharding.get_abstract_mesh()
-    return constrain(array, 'batch' if mesh.empty or array.shape[0] % mesh.size else 'rows')
+    return constrain(array, 'tokens' if mesh.empty or array.shape[0] % mesh.size else 'rows')
 
 
 def use(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager:
@@ -260,8 +304,13 @@ def use(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager:
 
 
 def batch_parts(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
-    """Number of parts that the batch is split into."""
-    return math.prod(mesh.shape[axis] for axis in LEARNING['batch'] or ())
+    """Number of parts that the rows of learning are split into."""
+    return parts_of(LEARNING['batch'], mesh)
+
+
+def path_parts(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
+    """Number of parts that the paths of sampling are split into."""
+    return parts_of(LEARNING['tokens'], mesh)
 
 
 def platform() -> str:

@@ -134,7 +134,8 @@ def made_run(directory: pathlib.Path, rounds: int = 3, questions: int = 30, path
     versions = {'python': '3.11.2', 'jax': '0.10.2', 'flax': '0.12.8'}
     metrics = [{
         'kind': 'run', 'time': 1.76e9, 'command': 'improve', 'seed': 0, 'devices': ['cpu: cpu'], 'name': 'quickstart',
-        'mesh': {'data': 1, 'fsdp': 1, 'expert': 1, 'tensor': 1}, 'parameters': 240_000, 'bytes_per_device': 2_900_000,
+        'mesh': {'data': 1, 'fsdp': 1, 'expert': 1, 'sequence': 1, 'tensor': 1}, 'parameters': 240_000,
+        'bytes_per_device': 2_900_000,
         'batch': {'questions': questions, 'paths': paths}, 'versions': versions,
     }]
     metrics += [{

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -222,9 +223,9 @@ def test_the_order_of_questions_and_padding_do_not_matter():
     np.testing.assert_array_equal(here(padded.verdict.keep)[0], here(played()[1][0].verdict.keep)[0])
 
 
-def on_mesh(sizes: tuple[int, int, int]) -> tuple:
+def on_mesh(sizes: tuple[int, ...]) -> tuple:
     """Two rounds on a mesh, as a run does them: state created split, one executable."""
-    mesh = MeshShape(*sizes).build()
+    mesh = MeshShape(*sizes).build(jax.devices()[: math.prod(sizes)])
     split = lambda outer: jax.NamedSharding(  # noqa: E731
         mesh, partitioning.spec_of(Axes((None,) * outer + ('batch',)), LEARNING)
     )
@@ -242,8 +243,12 @@ def on_mesh(sizes: tuple[int, int, int]) -> tuple:
     return state, left
 
 
-@pytest.mark.parametrize('sizes', [(8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 8, 1), (2, 1, 4)], ids=str)
-def test_eight_devices_equal_one(sizes):
+# data, fsdp, tensor, expert, sequence
+MESHES = [(2, 1, 1), (1, 2, 2), (8, 1, 1), (2, 2, 2), (1, 8, 1), (2, 1, 4), (1, 2, 2, 1, 2)]
+
+
+@pytest.mark.parametrize('sizes', MESHES, ids=str)
+def test_every_mesh_equals_one_device(sizes):
     state, left = on_mesh(sizes)
     alone = start()
     for number, done in enumerate(left):

@@ -154,7 +154,10 @@ def test_a_question_gets_the_same_paths_in_any_batch():
     np.testing.assert_array_equal(of(again), of(samples)[turn])
 
 
-@pytest.mark.parametrize('sizes', [{'data': 2, 'fsdp': 2, 'tensor': 2}, {'data': 4, 'tensor': 2}], ids=str)
+MESHES = [{'data': 2, 'fsdp': 2, 'tensor': 2}, {'data': 2, 'tensor': 2, 'sequence': 2}]
+
+
+@pytest.mark.parametrize('sizes', MESHES, ids=str)
 def test_eight_devices_equal_one(sizes):
     mesh = MeshShape(**sizes).build()
     split = jax.NamedSharding(mesh, partitioning.spec_of(Axes((None, 'batch')), LEARNING))

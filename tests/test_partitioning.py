@@ -1,5 +1,7 @@
 """Meshes, rule tables and shardings; what is impossible is refused with the numbers."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +14,10 @@ from t5x_selfimprove.partitioning import LEARNING, MESH_AXES, SAMPLING, Axes, Me
 
 def test_the_devices_of_a_mesh():
     mesh = MeshShape(2, 1, 4).build()
-    assert dict(mesh.shape) == {'data': 2, 'fsdp': 1, 'expert': 1, 'tensor': 4}
-    assert mesh.axis_types == (AxisType.Auto,) * 4
+    assert dict(mesh.shape) == {'data': 2, 'fsdp': 1, 'expert': 1, 'sequence': 1, 'tensor': 4}
+    assert mesh.axis_types == (AxisType.Auto,) * len(MESH_AXES)
     assert [device.id for device in mesh.devices.ravel()] == list(range(8))
-    one = {'data': 1, 'fsdp': 1, 'expert': 1, 'tensor': 1}
+    one = {'data': 1, 'fsdp': 1, 'expert': 1, 'sequence': 1, 'tensor': 1}
     assert dict(MeshShape(1, 1, 1).build(jax.devices()[:1]).shape) == one
     assert MeshShape(1, 2, 2, expert=2).build().devices[0, 1].ravel().tolist() == jax.devices()[4:]
 
@@ -23,11 +25,12 @@ def test_the_devices_of_a_mesh():
 @pytest.mark.parametrize(
     ('sizes', 'shape'),
     [
-        ((-1, 1, 1), (8, 1, 1, 1)),
-        ((-1, 2, 2), (2, 2, 1, 2)),
-        ((2, -1, 1), (2, 4, 1, 1)),
-        ((4, 2, -1), (4, 2, 1, 1)),
-        ((1, 2, 1, -1), (1, 2, 4, 1)),
+        ((-1, 1, 1), (8, 1, 1, 1, 1)),
+        ((-1, 2, 2), (2, 2, 1, 1, 2)),
+        ((2, -1, 1), (2, 4, 1, 1, 1)),
+        ((4, 2, -1), (4, 2, 1, 1, 1)),
+        ((1, 2, 1, -1), (1, 2, 4, 1, 1)),
+        ((1, 2, 1, 1, -1), (1, 2, 1, 4, 1)),
     ],
 )
 def test_one_size_takes_what_is_left(sizes, shape):
@@ -41,7 +44,8 @@ def test_sizes_out_of_range_are_refused(sizes):
 
 
 @pytest.mark.parametrize(
-    ('sizes', 'said'), [((3, 1, 1), '3 x 1 x 1 x 1 = 3'), ((-1, 3, 1), '2 x 3 x 1 x 1 = 6'), ((16, 1, 1), '= 16')]
+    ('sizes', 'said'),
+    [((3, 1, 1), '3 x 1 x 1 x 1 x 1 = 3'), ((-1, 3, 1), '2 x 3 x 1 x 1 x 1 = 6'), ((16, 1, 1), '= 16')],
 )
 def test_a_mesh_that_does_not_fit_is_refused(sizes, said):
     with pytest.raises(ValueError, match=rf'does not fit 8 devices: .*{said}'):
@@ -148,3 +152,28 @@ def test_memory_of_devices_that_are_compiled_for_and_of_this_machine():
 def test_an_axis_between_slices_that_there_is_not_is_refused():
     with pytest.raises(ValueError, match=r"between_slices must be one of .*; it is 'slices'"):
         MeshShape(between_slices='slices')
+
+
+@pytest.mark.parametrize(
+    ('shape', 'split'), [((4, 6, 3), (2, 3, 3)), ((4, 1, 3), (1, 1, 3)), ((4, 5, 3), (2, 5, 3))], ids=str
+)
+def test_times_are_split_over_sequence_and_a_single_time_leaves_it_to_the_rows(shape, split):
+    with partitioning.use(MeshShape(1, 2, 2, sequence=2).build()):
+        array = jax.jit(lambda: partitioning.constrain_tokens(jnp.zeros(shape)))()
+    assert array.addressable_shards[0].data.shape == split
+
+
+def test_flattened_tokens_stay_where_they_are():
+    array = jnp.arange(4 * 6 * 3.0).reshape(4, 6, 3)
+
+    def there_and_back(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+        flat = partitioning.flattened(partitioning.constrain_tokens(array))
+        return flat, partitioning.unflattened(flat[:, :2], 4, 6)
+
+    assert np.array_equal(partitioning.flattened(array), array.reshape(24, 3))
+    with partitioning.use(MeshShape(1, 2, 2, sequence=2).build()):
+        compiled = jax.jit(there_and_back).lower(array).compile()
+        flat, back = compiled(array)
+    assert flat.addressable_shards[0].data.shape == (6, 3) and np.array_equal(back, array[:, :, :2])
+    assert sorted(np.asarray(flat).tolist()) == sorted(array.reshape(24, 3).tolist())
+    assert not re.search('all-gather|all-to-all|collective-permute', compiled.as_text())

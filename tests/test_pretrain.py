@@ -31,7 +31,8 @@ def test_loss_falls_and_files_are_written():
 def test_what_it_says():
     lines = pretrained().outcome.out.splitlines()
     text = '\n'.join(lines)
-    assert '8 x cpu' in text and 'data 8 x fsdp 1 x expert 1 x tensor 1' in text and '3 chunks x 40 = 120' in text
+    assert '8 x cpu' in text and 'data 8 x fsdp 1 x expert 1 x sequence 1 x tensor 1' in text
+    assert '3 chunks x 40 = 120' in text
     assert re.search(r'parameters +6,\d\d\d', text) and re.search(r'state +\d+\.\d KiB per device', text)
     told = [line for line in lines if re.search(r'step [\d,]+: loss \d\.\d{3}, [\d,]+ tokens/s, \d+\.\d s$', line)]
     assert len(told) == CHUNKS
@@ -81,7 +82,7 @@ BAD = {
     ),
     'empty bank': (BANK, r"'bank.jsonl' is empty"),
     'replay': ({'learning__Supervised__replay_share': 0.5}, 'replay_share=0'),
-    'mesh': ({'partitioning__MeshShape__data': 3}, r'does not fit 8 devices: 3 x 1 x 1 x 1 = 3'),
+    'mesh': ({'partitioning__MeshShape__data': 3}, r'does not fit 8 devices: 3 x 1 x 1 x 1 x 1 = 3'),
     'a file in its place': ({'RUN_DIR': 'bank.jsonl/run'}, r'cannot write to the directory bank.jsonl/run: Not a'),
 }
 

@@ -54,7 +54,7 @@ def test_summary():
 def test_metrics():
     directory = finished().directory
     (run,) = events(directory, 'run')
-    assert (run['command'], run['mesh']) == ('improve', {'data': 8, 'fsdp': 1, 'expert': 1, 'tensor': 1})
+    assert (run['command'], run['mesh']) == ('improve', {'data': 8, 'fsdp': 1, 'expert': 1, 'sequence': 1, 'tensor': 1})
     assert run['bytes_per_device'] > 12 * run['parameters']  # parameters and two moments
     (compiled,) = events(directory, 'compile')
     assert compiled['aliased_bytes'] >= run['bytes_per_device']  # all of the state is updated in place
@@ -143,7 +143,7 @@ def test_what_it_says():
         r'starting from .*pretrain, step 120$',
         r'improve: quickstart, seed 0$',
         r'^  platform +8 x cpu \(cpu\)$',
-        r'^  mesh +data 8 x fsdp 1 x expert 1 x tensor 1$',
+        r'^  mesh +data 8 x fsdp 1 x expert 1 x sequence 1 x tensor 1$',
         r'^  attention +plain \(no kernel for CPUs\)$',
         r'^  round +16 questions x 4 samples = 64 paths of at most 32 tokens, 8 questions at a time$',
         r'^  training +4 updates x 8 rows of 63 tokens \(1 accumulated\), 2 rows of them replay$',
@@ -267,7 +267,8 @@ def test_drift_stops_the_run(tmp_path):
     assert steps(tmp_path) == [0]
 
 
-MESHES = [{}, {'data': 2, 'fsdp': 4, 'expert': 1, 'tensor': 1}]  # the vocabulary of the task is of an odd size
+# The vocabulary of the task is of an odd size.
+MESHES = [{}, {'data': 2, 'fsdp': 4, 'expert': 1, 'sequence': 1, 'tensor': 1}]
 
 
 def test_a_run_goes_on_on_another_mesh(tmp_path):

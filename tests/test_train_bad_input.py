@@ -112,7 +112,7 @@ BAD = {
         r'does not fit this configuration: .*down is \(1, 32, 16\) there and \(1, 40, 16\) here; .*gate is .*up is ',
     ),
     'platform': ({'session__Place__platform': 'tpu'}, r"'tpu' was asked for and is not there; jax found \['cpu'\]"),
-    'mesh': ({'partitioning__MeshShape__fsdp': 3}, r'does not fit 8 devices: 2 x 3 x 1 x 1 = 6'),
+    'mesh': ({'partitioning__MeshShape__fsdp': 3}, r'does not fit 8 devices: 2 x 3 x 1 x 1 x 1 = 6'),
     'mesh that does not divide the model': (
         {'partitioning__MeshShape__data': 1, 'partitioning__MeshShape__tensor': 8},
         r"axis 'heads' of size \d cannot be split into 8 equal parts",

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Float32
 from t5x_selfimprove.models import attention, layers
 from t5x_selfimprove.models.config import TransformerConfig
 from t5x_selfimprove.models.experts import MixtureOfExperts
-from t5x_selfimprove.partitioning import constrain
+from t5x_selfimprove.partitioning import constrain_tokens
 
 
 class Block(nnx.Module):
@@ -60,12 +60,12 @@ class Block(nnx.Module):
         attended = layers.dropout(attended, rate, first)
         if self.feed_forward_norm is None:  # parallel
             fed, balance = self._feed(self.attention_norm(x), weight)
-            return constrain(x + attended + layers.dropout(fed, rate, second), 'batch'), balance
+            return constrain_tokens(x + attended + layers.dropout(fed, rate, second)), balance
         x = x + attended
         fed, balance = self._feed(self.feed_forward_norm(x), weight)
         if self.feed_forward_post_norm is not None:
             fed = self.feed_forward_post_norm(fed)
-        return constrain(x + layers.dropout(fed, rate, second), 'batch'), balance
+        return constrain_tokens(x + layers.dropout(fed, rate, second)), balance
 
     def _feed(self, x: jax.Array, weight: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         if isinstance(self.feed_forward, MixtureOfExperts):

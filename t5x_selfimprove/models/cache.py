@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32
 
+from t5x_selfimprove import partitioning
 from t5x_selfimprove.records import record
 
 BLOCK = 32  # columns of a ring that are read together where layers are by themselves
@@ -236,5 +237,15 @@ def _in_layers(context: Context, count: int) -> Context:
 def segment_of(kept: Any, length: Int32[Array, 'B']) -> Any:
     """A stretch of context from the keys and values that `over_layers` leaves."""
     if isinstance(kept, tuple) and isinstance(kept[0], tuple):
-        return tuple(Segment(key, value, length) for key, value in kept)
-    return Segment(*kept, length)
+        return tuple(_at_its_paths(Segment(key, value, length)) for key, value in kept)
+    return _at_its_paths(Segment(*kept, length))
+
+
+def _at_its_paths(segment: Segment) -> Segment:
+    """Where `sequence` splits texts that are read: moved once to where the paths that read them are."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape['sequence'] == 1 or segment.rows % partitioning.path_parts(mesh):
+        return segment
+    stacked = (None,) * (segment.key.ndim - 4)
+    key, value = partitioning.constrain((segment.key, segment.value), *stacked, 'tokens', 'kv_heads')
+    return dataclasses.replace(segment, key=key, value=value)

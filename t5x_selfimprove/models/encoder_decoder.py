@@ -26,11 +26,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
+from t5x_selfimprove import partitioning
 from t5x_selfimprove.models import attention, cache, layers, parameters, relative_position, scoring
 from t5x_selfimprove.models.cache import Own, Seats, Segment
 from t5x_selfimprove.models.encoder_decoder_block import Block, bias_table
 from t5x_selfimprove.models.encoder_decoder_config import EncoderDecoderConfig
-from t5x_selfimprove.partitioning import constrain
 from t5x_selfimprove.records import Sources, record
 
 
@@ -87,7 +87,7 @@ class EncoderDecoder(nnx.Module):
 
     def embed(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
         """Token embeddings in the compute dtype."""
-        return constrain(layers.lookup(self.embedding[...].astype(self.config.dtype), tokens), 'batch')
+        return partitioning.constrain_tokens(layers.lookup(self.embedding[...].astype(self.config.dtype), tokens))
 
     def encode(
         self, tokens: Int[Array, 'B U'], segment: Int[Array, 'B U'], dropout_key: jax.Array | None = None

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from t5x_selfimprove.models import attention, layers
 from t5x_selfimprove.models.encoder_decoder_config import EncoderDecoderConfig
-from t5x_selfimprove.partitioning import constrain
+from t5x_selfimprove.partitioning import constrain_tokens
 
 Query = Float[Array, 'B H 1 T h']
 Keys = Float[Array, 'B U H h']  # or values
@@ -54,7 +54,7 @@ class AttentionLayer(nnx.Module):
         """
         mixed = attention.merge(parts).astype(x.dtype)
         attended = layers.linear('btnh,nhd->btd', mixed, self.out, x.dtype).astype(x.dtype)
-        return constrain(x + layers.dropout(attended, rate, key), 'batch')
+        return constrain_tokens(x + layers.dropout(attended, rate, key))
 
     def _queries(self, x: jax.Array) -> jax.Array:
         query = _project(x, self.query)
@@ -95,7 +95,7 @@ class Block(nnx.Module):
     def feed(self, x: Float[Array, 'B T D'], rate: float = 0.0, key: jax.Array | None = None) -> Float[Array, 'B T D']:
         """x + feed_forward(norm(x)), the last third of the block."""
         fed = self.feed_forward(self.feed_forward_norm(x))
-        return constrain(x + layers.dropout(fed, rate, key), 'batch')
+        return constrain_tokens(x + layers.dropout(fed, rate, key))
 
 
 def bias_table(config: EncoderDecoderConfig, key: jax.Array) -> nnx.Param:

@@ -36,7 +36,7 @@ class MixtureOfExperts(nnx.Module):
         self, x: Float[Array, 'B T D'], weight: Float32[Array, 'B T'] | None = None
     ) -> tuple[Float[Array, 'B T D'], Float32[Array, '']]:
         """The weighted answers of the chosen experts, and the load-balancing loss over tokens of positive weight."""
-        flat = x.reshape(-1, x.shape[-1])
+        flat = partitioning.flattened(x)
         probability = jax.nn.softmax(layers.product('td,de->te', flat, self.router[...], x.dtype), axis=-1)
         share, chosen = jax.lax.top_k(probability, self.experts.chosen)
         if self.experts.normalize:
@@ -44,8 +44,9 @@ class MixtureOfExperts(nnx.Module):
         weights = tuple(each[...].astype(x.dtype) for each in (self.gate, self.up, self.down))
         way = one_by_one if partitioning.platform() == 'cpu' else sorted_by_expert
         mixed = over_mesh(functools.partial(way, self.activation), flat, chosen, share, weights)
-        counted = jnp.ones(flat.shape[0]) if weight is None else weight.reshape(-1)
-        return mixed.reshape(x.shape).astype(x.dtype), self._balance(probability, chosen, counted)
+        counted = jnp.ones(flat.shape[0]) if weight is None else partitioning.flattened(weight)
+        answers = partitioning.unflattened(mixed, *x.shape[:2]).astype(x.dtype)
+        return answers, self._balance(probability, chosen, counted)
 
     def _balance(self, probability: jax.Array, chosen: jax.Array, weight: jax.Array) -> Float32[Array, '']:
         """Number of experts times the sum over experts of (share of the choices) * (mean router probability)
@@ -144,9 +145,9 @@ def over_mesh(
         mixed = jax.lax.psum_scatter(mixed, 'expert', scatter_dimension=0, tiled=True)
         return jax.lax.psum(mixed, 'tensor')
 
-    rows = partitioning.spec_of(Axes(('batch', None)), LEARNING)
+    rows = partitioning.spec_of(Axes(('tokens', None)), LEARNING)
     specs = tuple(partitioning.spec_of(Axes(names), SAMPLING) for names in (INNER, INNER, OUTER))
-    padding = -x.shape[0] % partitioning.batch_parts(mesh)
+    padding = -x.shape[0] % partitioning.path_parts(mesh)
     padded = [jnp.pad(each, ((0, padding), (0, 0))) for each in (x, chosen, share)]
     split = jax.shard_map(mine, mesh=mesh, in_specs=(rows, rows, rows, specs), out_specs=rows)
     return split(*padded, weights)[: x.shape[0]]

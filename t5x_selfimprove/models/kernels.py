@@ -8,6 +8,7 @@
 `TransformerConfig.attention` names one, or 'auto': `choose` then goes by platform and shape.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -139,29 +140,39 @@ def _splash_over_mesh(
     softcap: float,
     alone: bool,
 ) -> Part:
-    """Every device attends for its own rows and heads: XLA cannot split a kernel by itself."""
+    """Every device attends for its own rows, heads and, where times are split, queries: XLA cannot split a kernel by
+    itself."""
     segment = jnp.ones((key.shape[0], key.shape[1]), jnp.int32) if segment is None else segment.astype(jnp.int32)
     key, value = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
-
-    def mine(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array) -> Part:
-        return _splash(query, key, value, segment, window, softcap, alone)
-
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return mine(query, key, value, segment)
-    batch, kv_heads, groups = query.shape[:3]
+        kernel = _kernel(query.shape[1] * query.shape[2], query.shape[3], window, softcap, alone)
+        return _splash(kernel, query, key, value, segment, segment, alone)
+    batch, kv_heads, groups, time = query.shape[:4]
     copies = copies_of_heads(kv_heads, groups, partitioning.parts_of(LEARNING['kv_heads'], mesh))
     key, value = (jnp.repeat(each, copies, axis=1) for each in (key, value))
     split_query = query.reshape(batch, kv_heads * copies, groups // copies, *query.shape[3:])
-    rows = partitioning.spec_of(Axes(('batch',)), LEARNING)
-    names = Axes(('batch', 'kv_heads'))
     padding = -batch % partitioning.batch_parts(mesh)
-    inputs = (split_query, key, value, segment)
+    inputs = (split_query, key, value, segment, segment)
     padded = [jnp.pad(each, ((0, padding),) + ((0, 0),) * (each.ndim - 1)) for each in inputs]
-    heads = partitioning.spec_for(names, padded[0].shape[:2], mesh, LEARNING)
+    shares = mesh.shape['sequence'] if time % (mesh.shape['sequence'] * LANES) == 0 else 1
+    times = 'time' if shares > 1 else None
+    spec = lambda array, *names: partitioning.spec_for(Axes(names), array.shape[: len(names)], mesh, LEARNING)  # noqa: E731
+    heads = spec(padded[1], 'batch', 'kv_heads')
+    queries = spec(padded[0], 'batch', 'kv_heads', None, times)
+    mine = padded[0].shape[1] // partitioning.parts_of(heads[1], mesh) * padded[0].shape[2]
+    kernel = _kernel(mine, time, window, softcap, alone, shares)
+    blocks = kernel.manual_sharding_spec(jax.NamedSharding(mesh, jax.P(None, 'sequence' if shares > 1 else None)))
     # The kernel does not say over which axes its results vary, so that this is not checked.
-    split = jax.shard_map(mine, mesh=mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
-    return jax.tree.map(lambda each: each[:batch].reshape(batch, kv_heads, groups, *each.shape[3:]), split(*padded))
+    split = jax.shard_map(
+        functools.partial(_splash, alone=alone),
+        mesh=mesh,
+        in_specs=(blocks, queries, heads, heads, spec(segment, 'batch', times), spec(segment, 'batch')),
+        out_specs=queries,
+        check_vma=False,
+    )
+    found = split(kernel, *padded)
+    return jax.tree.map(lambda each: each[:batch].reshape(batch, kv_heads, groups, *each.shape[3:]), found)
 
 
 def copies_of_heads(kv_heads: int, groups: int, parts: int) -> int:
@@ -171,37 +182,53 @@ def copies_of_heads(kv_heads: int, groups: int, parts: int) -> int:
     return 1 if groups % copies else copies
 
 
-def _splash(
-    query: Float[Array, 'B K G T h'],
-    key: Float[Array, 'B K T h'],
-    value: Float[Array, 'B K T h'],
-    segment: Int[Array, 'B T'],
-    window: int,
-    softcap: float,
-    alone: bool,
-) -> Part:
+def _room(time: int) -> int:
+    """Rows are filled up to whole blocks, in a segment of their own."""
+    return -(-time // LANES) * LANES
+
+
+def _kernel(heads: int, time: int, window: int, softcap: float, alone: bool, shares: int = 1) -> Any:
+    """The splash kernel for rows of `time` tokens, whose queries are dealt out in `shares` equal parts."""
     # Imported where it is used: most runs are spared it.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    rows, kv_heads, groups, time, size = query.shape
-    # Rows are filled up to whole blocks, in a segment of their own.
-    room = -(-time // LANES) * LANES
-    longer = lambda x, axis: jnp.pad(x, [(0, room - time if n == axis else 0) for n in range(x.ndim)])  # noqa: E731
-    heads = longer(query.reshape(rows, kv_heads * groups, time, size), 2)
-    block = next(block for block in range(LARGEST_BLOCK, 0, -LANES) if room % block == 0)
+    room = _room(time)
+    block = next(block for block in range(LARGEST_BLOCK, 0, -LANES) if room // shares % block == 0)
     names = ('block_q', 'block_kv', 'block_kv_compute', 'block_q_dkv', 'block_kv_dkv', 'block_kv_dkv_compute')
     blocks = splash.BlockSizes(**dict.fromkeys((*names, 'block_q_dq', 'block_kv_dq'), block))
     shape = (room, room)
-    seen = splash.LocalMask(shape, (window - 1, 0), 0) if window else splash.CausalMask(shape)
-    kernel = splash.make_splash_mha_single_device(
-        splash.MultiHeadMask([seen] * heads.shape[1]),
+    causal = splash.CausalMask(shape, shard_count=shares)
+    seen = splash.LocalMask(shape, (window - 1, 0), 0, shares) if window else causal
+    return splash.make_splash_mha(
+        splash.MultiHeadMask([seen] * heads),
         block_sizes=blocks,
         save_residuals=not alone,
         attn_logits_soft_cap=softcap or None,
+        head_shards=1,
+        q_seq_shards=shares,
         interpret=partitioning.platform() != 'tpu',
     )
-    ids = longer(segment, 1)
-    found = jax.vmap(kernel)(heads, longer(key, 2), longer(value, 2), splash.SegmentIds(ids, ids))
+
+
+def _splash(
+    kernel: Any,
+    query: Float[Array, 'B K G T h'],
+    key: Float[Array, 'B K U h'],
+    value: Float[Array, 'B K U h'],
+    segment: Int[Array, 'B T'],
+    key_segment: Int[Array, 'B U'],
+    alone: bool,
+) -> Part:
+    """Attention of a device's queries to the keys and values of their rows."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    rows, kv_heads, groups, time, size = query.shape
+    longer = lambda x, axis: jnp.pad(  # noqa: E731
+        x, [(0, _room(count) - count if n == axis else 0) for n, count in enumerate(x.shape)]
+    )
+    heads = longer(query.reshape(rows, kv_heads * groups, time, size), 2)
+    ids = splash.SegmentIds(longer(segment, 1), longer(key_segment, 1))
+    found = jax.vmap(kernel)(heads, longer(key, 2), longer(value, 2), ids)
     shorter = lambda x: x[:, :, :time].astype(jnp.float32).reshape(rows, kv_heads, groups, time, *x.shape[3:])  # noqa: E731
     mixed, peak = (found, None) if alone else (found[0], found[1][0])
     peak = jnp.zeros(query.shape[:-1]) if peak is None else shorter(peak)

@@ -64,9 +64,12 @@ def matrix_product(subscripts: str, x: jax.Array, weight: jax.Array, dtype: Any)
     rows, outputs = left.removesuffix(right[:inputs]), right[inputs:]
     if result != rows + outputs or set(outputs) & set(left):
         raise ValueError(f'{subscripts} is not a product of rows with a matrix')
-    size = math.prod(weight.shape[:inputs])
-    matrix = product('ri,io->ro', x.reshape(-1, size), weight.reshape(size, -1), dtype)
-    return matrix.reshape(*x.shape[: x.ndim - inputs], *weight.shape[inputs:])
+    size, lead = math.prod(weight.shape[:inputs]), x.shape[: x.ndim - inputs]
+    wide = x.reshape(*lead, size)
+    flat = partitioning.flattened(wide) if len(lead) == 2 else wide.reshape(-1, size)
+    matrix = product('ri,io->ro', flat, weight.reshape(size, -1), dtype)
+    matrix = partitioning.unflattened(matrix, *lead) if len(lead) == 2 else matrix
+    return matrix.reshape(*lead, *weight.shape[inputs:])
 
 
 def lookup(table: Float[Array, 'V D'], tokens: Int[Array, '*rows']) -> Float[Array, '*rows D']:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from t5x_selfimprove import partitioning
 from t5x_selfimprove.models import layers
 from t5x_selfimprove.partitioning import LEARNING, constrain
 
@@ -57,8 +58,11 @@ def log_probs(
     if head.shape[0] <= chunk:
         logits = finish(layers.product('...d,vd->...v', hidden, head, hidden.dtype))
         return _target_logit(hidden, head, targets, finish) - jax.nn.logsumexp(logits, axis=-1)
-    flat = _visited(hidden.reshape(-1, hidden.shape[-1]), head, targets.reshape(-1), chunk, finish)
-    return flat.reshape(targets.shape)
+    if targets.ndim != 2:
+        flat = _visited(hidden.reshape(-1, hidden.shape[-1]), head, targets.reshape(-1), chunk, finish)
+        return flat.reshape(targets.shape)
+    flat = _visited(partitioning.flattened(hidden), head, partitioning.flattened(targets), chunk, finish)
+    return partitioning.unflattened(flat, *targets.shape)
 
 
 def entropies(

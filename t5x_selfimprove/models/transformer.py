@@ -22,7 +22,6 @@ from t5x_selfimprove.models import attention, cache, kernels, layers, parameters
 from t5x_selfimprove.models.block import Block
 from t5x_selfimprove.models.cache import Context, Own, Seats, Segment
 from t5x_selfimprove.models.config import TransformerConfig
-from t5x_selfimprove.partitioning import constrain
 
 
 class Transformer(nnx.Module):
@@ -52,7 +51,7 @@ class Transformer(nnx.Module):
         embedded = layers.lookup(self.embedding[...].astype(self.config.dtype), tokens)
         if self.config.embedding_scale:
             embedded = embedded * jnp.asarray(self.config.width**0.5, embedded.dtype)
-        return constrain(embedded, 'batch')
+        return partitioning.constrain_tokens(embedded)
 
     def forward(
         self,

@@ -49,7 +49,7 @@ def _remat(run: Improve, mesh: jax.sharding.Mesh) -> Knob | None:
 
 def _fewer_questions(run: Improve, mesh: jax.sharding.Mesh) -> Knob | None:
     """The least questions at a time that the mesh can split."""
-    feed, parts = run.questions, partitioning.batch_parts(mesh)
+    feed, parts = run.questions, partitioning.path_parts(mesh)
     whole = [size for size in range(parts, feed.per_batch, parts) if feed.per_round % size == 0]  # without padding
     smallest = whole[0] if whole else feed.per_batch
     if smallest == feed.per_batch:

@@ -123,7 +123,7 @@ class Sampler:
         most = jnp.full(prompts.id.shape[0] * self.samples, self.max_tokens) if limit is None else limit
         drawing = _Drawing(self, plan, model, context, hidden, sample_keys(key, prompts.id, self.samples), most)
         loop = drawing.all_paths(loop)
-        samples = constrain(self.finished(loop), 'batch')
+        samples = constrain(self.finished(loop), 'tokens')
         return dataclasses.replace(samples, slot_steps=loop.slots.room)
 
     def read_prefix(self, model: LanguageModel, prompts: Prompts) -> tuple[Any, ...]:
@@ -138,7 +138,7 @@ class Sampler:
             than parts.
         """
         mesh = jax.sharding.get_abstract_mesh()
-        parts = 1 if mesh.empty else partitioning.batch_parts(mesh)
+        parts = 1 if mesh.empty else partitioning.path_parts(mesh)
         questions, variants = prompts.id.shape[0], prompts.tokens.shape[0] // prompts.id.shape[0]
         if questions % parts:
             raise ValueError(
@@ -282,14 +282,14 @@ class _Drawing:
         sampler, plan, before = self.sampler, self.plan, loop.slots
         room, pad = before.tokens.shape[1], sampler.vocabulary.pad_id
         # Made where the output embedding lies, which must not move, and then shared out by rows.
-        logits = partitioning.spread(constrain(self.model.logits(hidden), 'batch', 'vocabulary'))
+        logits = partitioning.spread(constrain(self.model.logits(hidden), 'tokens', 'vocabulary'))
         age = (before.step - 1 - jnp.arange(room)) % room
         keys, limit = self.keys, self.limit
         if loop.seats is not None:
             path = jnp.minimum(before.path, plan.paths - 1).reshape(plan.parts, -1)
             keys, limit = by_part(keys, path), by_part(limit, path)
         token, log_prob, proposal = sampler.choose(logits, Drawn(before.tokens, age, before.count), keys)
-        token, log_prob, proposal = constrain((jnp.where(before.alive, token, pad), log_prob, proposal), 'batch')
+        token, log_prob, proposal = constrain((jnp.where(before.alive, token, pad), log_prob, proposal), 'tokens')
         column = before.step % room
 
         def write(ring: jax.Array, entry: jax.Array) -> jax.Array:
@@ -341,8 +341,8 @@ def sample_keys(key: jax.Array, ids: UInt32[Array, 'Q 2'], samples: int) -> jax.
 
 
 def constrain_rows(loop: Loop) -> Loop:
-    """Splits what the loop carries over the batch axes."""
+    """Splits what the loop carries over the axes that paths are split over."""
     own = loop.slots.own
-    split = lambda tree: jax.tree.map(lambda array: constrain(array, 'batch') if array.ndim else array, tree)  # noqa: E731
+    split = lambda tree: jax.tree.map(lambda array: constrain(array, 'tokens') if array.ndim else array, tree)  # noqa: E731
     plain = split(dataclasses.replace(loop, slots=dataclasses.replace(loop.slots, own=None)))
     return dataclasses.replace(plain, slots=dataclasses.replace(plain.slots, own=own.map(split)))

@@ -118,7 +118,7 @@ def test_the_load_balancing_loss_by_its_formula():
     close(even(jnp.eye(4, WIDTH)[None])[1], 1.0, 1e-5)
 
 
-MESHES = [(2, 1, 1, 4), (1, 2, 2, 2), (4, 1, 2, 1)]  # data, fsdp, tensor, expert
+MESHES = [(2, 1, 1, 4), (1, 2, 2, 2), (4, 1, 2, 1), (1, 1, 2, 2, 2)]  # data, fsdp, tensor, expert, sequence
 
 
 def on_mesh(tree, sizes, function):
@@ -162,8 +162,12 @@ def one_more_token(tiny):
 
 @pytest.mark.parametrize(
     ('sizes', 'function'),
-    [((2, 2, 1, 2), scores_and_gradients), ((1, 1, 2, 4), one_more_token)],
-    ids=['backward', 'one more token'],
+    [
+        ((2, 2, 1, 2), scores_and_gradients),
+        ((1, 2, 1, 2, 2), scores_and_gradients),
+        ((1, 1, 2, 4), one_more_token),
+    ],
+    ids=['backward', 'backward, sequence', 'one more token'],
 )
 def test_a_model_with_experts_is_the_same_on_eight_devices(sizes, function):
     tiny = model(experts=Experts(8, 3, 8))

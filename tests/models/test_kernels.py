@@ -28,27 +28,27 @@ CASES = {
 }
 
 
-def inputs(dtype='float32'):
+def inputs(dtype='float32', time=TIME):
     draw = np.random.default_rng(0).normal
     query, key, value, cotangent = (
         jnp.asarray(draw(size=shape), dtype)
         for shape in (
-            (ROWS, KV_HEADS, GROUPS, TIME, SIZE),
-            (ROWS, TIME, KV_HEADS, SIZE),
-            (ROWS, TIME, KV_HEADS, SIZE),
-            (ROWS, TIME, KV_HEADS * GROUPS, SIZE),
+            (ROWS, KV_HEADS, GROUPS, time, SIZE),
+            (ROWS, time, KV_HEADS, SIZE),
+            (ROWS, time, KV_HEADS, SIZE),
+            (ROWS, time, KV_HEADS * GROUPS, SIZE),
         )
     )
     return (query, key, value), cotangent
 
 
-def attended(name, case, alone=True, dtype='float32'):
+def attended(name, case, alone=True, dtype='float32', time=TIME):
     """Mixed values and gradients of one way to attend, and the log-sum-exp where it is not alone."""
     segment, window, softcap = case.get('segment'), case.get('window', 0), case.get('softcap', 0.0)
-    arrays, cotangent = inputs(dtype)
+    arrays, cotangent = inputs(dtype, time)
     config = dataclasses.replace(CONFIG, attention_softcap=softcap, dtype=dtype)
-    apart = jnp.arange(TIME)[:, None] - jnp.arange(TIME)
-    allowed = jnp.broadcast_to((apart >= 0) & (apart < (window or TIME)), (ROWS, TIME, TIME))
+    apart = jnp.arange(time)[:, None] - jnp.arange(time)
+    allowed = jnp.broadcast_to((apart >= 0) & (apart < (window or time)), (ROWS, time, time))
     if segment is not None:
         allowed = allowed & (segment[:, :, None] == segment[:, None, :])
 
@@ -97,6 +97,25 @@ def test_residuals_of_the_splash_kernel_merge_with_other_parts():
         attended('fused', CASES['window'], alone=False)
 
 
+@pytest.mark.parametrize('case', [{}, {'window': 150, 'softcap': 0.7}], ids=['causal', 'packed window'])
+def test_queries_that_are_split_over_sequence_see_the_keys_of_all(case):
+    time = 2 * 128  # a block a device
+    case = {**case, 'segment': jnp.array([[1] * 90 + [2] * 130 + [0] * 36, [1] * time])}
+    wanted = attended('plain', case, time=time)
+    shapes = []
+    whole_kernel = kernels._splash
+
+    def seen(kernel, query, *rest, **others):
+        shapes.append((query.shape, rest[0].shape))
+        return whole_kernel(kernel, query, *rest, **others)
+
+    with partitioning.use(MeshShape(2, 1, 2, sequence=2).build()), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, '_splash', seen)
+        got = attended('splash', case, time=time)
+    assert largest_difference(got, wanted) < 2e-5
+    assert set(shapes) == {((1, 1, GROUPS, time // 2, SIZE), (1, 1, time, SIZE))}
+
+
 SLIDES = {'sliding_window': 3, 'attention_pattern': ('full', 'sliding'), 'head_size': 8}
 
 
@@ -109,7 +128,9 @@ def entry_points(tiny):
     return hidden, tiny.prefill(tokens[:3], jnp.array([10, 7, 4], jnp.int32), context)[0]
 
 
-@pytest.mark.parametrize(('kernel', 'sizes'), [('fused', None), ('splash', None), ('splash', (2, 2, 2))], ids=str)
+@pytest.mark.parametrize(
+    ('kernel', 'sizes'), [('fused', None), ('splash', None), ('splash', (2, 2, 2)), ('fused', (1, 2, 2, 1, 2))], ids=str
+)
 def test_a_model_with_layers_of_both_kinds_equals_the_plain_path(kernel, sizes):
     wanted = jax.jit(entry_points)(model(attention='plain', **SLIDES))
     tiny = model(attention=kernel, **SLIDES)

@@ -61,7 +61,7 @@ def test_slices_lie_along_the_axis_that_is_asked_for(topology):
 
 
 def test_neighbours_in_the_mesh_are_neighbours_in_the_torus(topology):
-    devices = MeshShape(1, 8, 8).build(Topology('v5e-64').devices()).devices[0, :, 0, :]
+    devices = MeshShape(1, 8, 8).build(Topology('v5e-64').devices()).devices[0, :, 0, 0, :]
     apart = lambda one, other: sum(abs(a - b) for a, b in zip(one.coords, other.coords, strict=True))  # noqa: E731
     assert {apart(*pair) for line in (*devices, *devices.T) for pair in itertools.pairwise(line)} == {1}
 
@@ -72,7 +72,7 @@ def test_a_run_compiled_for_a_pod(tmp_path, monkeypatch, topology):
     assert 'fits: ' in outcome.out and '15.8 GiB of HBM that a device of v5e:2x2 has' in outcome.out
     found = json.loads((tmp_path / 'out' / 'precompile.json').read_text())
     memory, phases = found['memory'], found['phases']
-    assert found['fits'] and found['mesh'] == {'data': 1, 'fsdp': 2, 'expert': 1, 'tensor': 2}
+    assert found['fits'] and found['mesh'] == {'data': 1, 'fsdp': 2, 'expert': 1, 'sequence': 1, 'tensor': 2}
     assert memory['optimizer'] > 2 * memory['parameters'] > 0  # two moments
     kinds = ('parameters', 'optimizer', 'base', 'other arguments', 'new outputs', 'temporaries', 'program')
     assert memory['total'] == sum(memory[kind] for kind in kinds) == found['needed_bytes']
@@ -124,7 +124,7 @@ def test_what_is_compiled_for_gpus_and_does_not_fit(monkeypatch):
 @pytest.mark.parametrize(
     ('bindings', 'said'),
     [
-        ({'partitioning__MeshShape__fsdp': 3}, r'does not fit 4 devices: 1 x 3 x 1 x 2 = 6'),
+        ({'partitioning__MeshShape__fsdp': 3}, r'does not fit 4 devices: 1 x 3 x 1 x 1 x 2 = 6'),
         ({'models__TransformerConfig__embedding_rows': 0}, r"'vocabulary' of size \d+ cannot be split into 2 equal"),
         ({'unlabelled/feed.Feed.per_batch': 1}, r'1 questions at a time cannot be split over .* = 2 devices'),
     ],
