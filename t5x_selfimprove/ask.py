@@ -1,6 +1,8 @@
 """Evaluating and asking a trained model, outside a run of training."""
 
+import collections
 import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 
 from t5x_selfimprove import files, processes
 from t5x_selfimprove.checkpoints import describe_model, read_model
+from t5x_selfimprove.consolidation import AnswerFormat, MajorityVote
 from t5x_selfimprove.data import store
 from t5x_selfimprove.data.items import check_banks, encode_questions, make_item
 from t5x_selfimprove.display import Display, percent
@@ -18,6 +21,7 @@ from t5x_selfimprove.feed import Feed
 from t5x_selfimprove.harness import harness_results
 from t5x_selfimprove.improve import Consolidator
 from t5x_selfimprove.models.config import ModelConfig
+from t5x_selfimprove.records import Questions, Samples, Verdict
 from t5x_selfimprove.sampling.sampler import Sampler
 from t5x_selfimprove.session import Place, Session, check_writable
 from t5x_selfimprove.suite import OutOfDomain, Suite, open_suites
@@ -108,42 +112,94 @@ class _Holder:
         return cls(config.create(vocabulary.size, jax.random.key(0)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A question, its N paths and their vote."""
+
+    stored: dict[str, Any]  # as the sample store writes it, with all that is known of each path
+
+    @property
+    def question(self) -> str:
+        return self.stored['question']
+
+    @property
+    def chosen(self) -> str:
+        """The consolidated answer, canonical; '' where there is none (no path answered, or a tie)."""
+        return self.stored['chosen']
+
+    @property
+    def share(self) -> float:
+        """The share of an answer in the lead, 0..1, of what the consolidator takes shares of."""
+        return self.stored['share']
+
+    @property
+    def texts(self) -> list[str]:
+        """The N paths."""
+        return [path['text'].strip() for path in self.stored['paths']]
+
+    @property
+    def answers(self) -> list[str | None]:
+        """The canonical answer of each path, None where it has none."""
+        return [path['answer'] if path['found'] else None for path in self.stored['paths']]
+
+    @property
+    def votes(self) -> dict[str | None, int]:
+        """How many paths have each answer (None: no answer), the most first."""
+        return dict(collections.Counter(self.answers).most_common())
+
+
 def ask(
     model: Any,
+    vocabulary: Vocabulary,
     questions: list[str],
-    prompt: Template,
-    sampler: Sampler,
-    consolidator: Consolidator,
+    n: int | None = None,
+    *,
+    prompt: Template | None = None,
+    sampler: Sampler | None = None,
+    consolidator: Consolidator | None = None,
     room: int | None = None,
     seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Asks a model questions and returns their paths, answers and votes, as the sample store writes them.
+) -> list[Asked]:
+    """Asks a model questions, N times each, and has the paths vote.
+
+    Asked again with parts that are equal and questions that are as many and fit in the same room, nothing is compiled.
 
     Args:
       model: the parameters.
+      vocabulary: of the model.
       questions: texts.
-      prompt: put round each of them.
-      sampler: of the N paths.
-      consolidator: of the vote.
+      n: paths a question; None takes the sampler's (16 without one).
+      prompt: put round each question; None asks it as it is.
+      sampler: of the paths; None draws at temperature 1, at most 256 tokens.
+      consolidator: of the vote; None takes the majority of the numbers behind "The answer is".
       room: tokens of the longest question; None measures them.
       seed: of the draws.
 
     Raises:
-      ValueError: a question is longer than the room, or cannot be spelled in the vocabulary.
+      ValueError: a question is longer than the room, or cannot be spelled in the vocabulary; a part is of another one.
     """
-    vocabulary = sampler.vocabulary
+    prompt = prompt or Template(vocabulary)
+    sampler = sampler or Sampler(vocabulary, max_tokens=256)
+    consolidator = consolidator or MajorityVote(AnswerFormat(vocabulary))
+    parts = {'prompt': prompt, 'sampler': sampler, "consolidator's answers": consolidator.answers}
+    others = [name for name, part in parts.items() if part.vocabulary != vocabulary]
+    if others:
+        raise ValueError(f'{" and ".join(others)} have another vocabulary than {vocabulary.name}, which was given')
+    sampler = sampler if n is None else dataclasses.replace(sampler, samples=n)
     items = [make_item(question) for question in questions]
     room = room or max(len(vocabulary.encode(question)) for question in questions)
     arrays, _ = encode_questions(items, vocabulary, room, consolidator.answers)
+    samples, verdict = jax.device_get(_draw(model, arrays, seed, prompt, sampler, consolidator))
+    return [Asked(line) for line in store.lines(items, samples, verdict, vocabulary, labels=False, limit=len(items))]
 
-    @jax.jit
-    def draw(model, arrays):
-        key = jax.random.key(seed)
-        samples = sampler(model, prompt(arrays), key)
-        return samples, consolidator(model, arrays, samples, key)
 
-    samples, verdict = jax.device_get(draw(model, arrays))
-    return store.lines(items, samples, verdict, vocabulary, labels=False, limit=len(items))
+@functools.partial(jax.jit, static_argnames=('prompt', 'sampler', 'consolidator'))
+def _draw(
+    model: Any, questions: Questions, seed: int, prompt: Template, sampler: Sampler, consolidator: Consolidator
+) -> tuple[Samples, Verdict]:
+    key = jax.random.key(seed)
+    samples = sampler(model, prompt(questions), key)
+    return samples, consolidator(model, questions, samples, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +237,10 @@ class SampleRun:
             raise ValueError(f'{self.file} holds no question; write one a line')
         return [line for line in lines if line]
 
+    def load(self) -> Any:
+        """The model. Raises as `read_model` does."""
+        return read_model(self.initial, self.model.create(self.vocabulary.size, jax.random.key(0)))
+
     def run(self, config: str) -> list[dict[str, Any]]:
         """Asks, prints a table, writes JSON where asked to."""
         del config
@@ -188,16 +248,17 @@ class SampleRun:
         if self.output:
             check_writable(Path(self.output).parent)
         described = describe_model(self.initial, self.vocabulary)
-        model = self.model.create(self.vocabulary.size, jax.random.key(0))
-        model = read_model(self.initial, model)
+        model = self.load()
         device = jax.devices()[0]
         display.say(f'{self.initial}, step {described.step:,}, on {device.platform} ({device.device_kind})')
         start = time.perf_counter()
         with display.phase('sample', f'sampling {len(questions)} x {self.sampler.samples} paths'):
-            found = ask(model, questions, self.prompt, self.sampler, self.consolidator, seed=self.seed)
+            parts = {'prompt': self.prompt, 'sampler': self.sampler, 'consolidator': self.consolidator}
+            asked = ask(model, self.vocabulary, questions, **parts, seed=self.seed)
         seconds = time.perf_counter() - start
-        for entry in found:
-            self.show(display, entry)
+        for one in asked:
+            self.show(display, one)
+        found = [one.stored for one in asked]
         tokens = int(np.sum([[path['tokens'] for path in entry['paths']] for entry in found]))
         display.say(f'{tokens:,} tokens in {seconds:.1f} s, compilation included')
         if self.output:
@@ -205,14 +266,10 @@ class SampleRun:
             display.say(f'written: {self.output}')
         return found
 
-    def show(self, display: Display, entry: dict[str, Any]) -> None:
+    def show(self, display: Display, asked: Asked) -> None:
         """Prints one question with its votes."""
-        votes: dict[str, int] = {}
-        for path in entry['paths']:
-            answer = path['answer'] if path['found'] else 'no answer'
-            votes[answer] = votes.get(answer, 0) + 1
-        rows = [[answer, str(count), percent(count / len(entry['paths']), 0)] for answer, count in
-                sorted(votes.items(), key=lambda pair: -pair[1])]  # fmt: skip
-        display.table(entry['question'], ['answer', 'paths', 'per cent'], rows)
-        for path in entry['paths'][: self.shown_paths]:
-            display.say(f'  {path["text"].strip()}')
+        rows = [[answer or 'no answer', str(count), percent(count / len(asked.texts), 0)]
+                for answer, count in asked.votes.items()]  # fmt: skip
+        display.table(asked.question, ['answer', 'paths', 'per cent'], rows)
+        for text in asked.texts[: self.shown_paths]:
+            display.say(f'  {text}')

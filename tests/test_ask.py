@@ -5,9 +5,13 @@ import pathlib
 import re
 import shutil
 
+import jax
 import pytest
 
+from t5x_selfimprove.ask import _draw, ask
 from t5x_selfimprove.data.possessions import Possessions
+from t5x_selfimprove.sampling.sampler import Sampler
+from t5x_selfimprove.vocabulary import ByteVocabulary
 from tests import tiny_run
 from tests.stored import stored
 from tests.tiny_run import (
@@ -134,6 +138,33 @@ def test_questions_are_asked(tmp_path):
     assert f'  {texts[0]}\n' in first.out and all(
         f'  {text}\n' not in first.out for text in set(texts[1:]) - {texts[0]}
     )
+
+
+def test_ask_in_python_is_the_command(tmp_path):
+    """The parts of a gin file and a model of its own loading; other numbers of paths; nothing compiled twice."""
+    arguments = improve_arguments('unused', finished().directory, 'sample', ask__SampleRun__ask=tuple(ASKED))
+    parts = tiny_run.built(arguments).value
+    model, vocabulary = parts.load(), parts.vocabulary
+    how = {'prompt': parts.prompt, 'sampler': parts.sampler, 'consolidator': parts.consolidator}
+    asked = ask(model, vocabulary, ASKED, **how)
+    sample(finished().directory, ask=tuple(ASKED), output=tmp_path / 'all.json')
+    assert json.loads((tmp_path / 'all.json').read_text()) == json.loads(json.dumps([one.stored for one in asked]))
+    for one in asked:
+        assert len(one.texts) == len(one.answers) == sum(one.votes.values()) == SAMPLES
+        assert list(one.votes.values()) == sorted(one.votes.values(), reverse=True)
+    compiled = _draw._cache_size()
+    few, again = (ask(model, vocabulary, [question], 2, room=20, **how)[0] for question in ASKED[:2])
+    assert few.texts == asked[0].texts[:2] and again.texts == asked[1].texts[:2]
+    assert _draw._cache_size() == compiled + 1
+
+
+def test_ask_without_parts():
+    parts = tiny_run.built(improve_arguments('unused', 'unused', 'sample', ask__SampleRun__ask=tuple(ASKED))).value
+    model = parts.model.create(parts.vocabulary.size, jax.random.key(0))
+    (asked,) = ask(model, parts.vocabulary, ASKED[:1], 3)
+    assert asked.question == ASKED[0] and len(asked.answers) == 3 == sum(asked.votes.values())
+    with pytest.raises(ValueError, match='sampler have another vocabulary than'):
+        ask(model, parts.vocabulary, ASKED[:1], sampler=Sampler(ByteVocabulary()))
 
 
 def test_another_seed_draws_others(tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from t5x_selfimprove.processes.control import Channel, Coordinator, Patience
+from t5x_selfimprove.processes.control import Channel, Coordinator, Patience, lost
 from t5x_selfimprove.processes.identity import Identity, identify
 
 __all__ = [
@@ -161,13 +161,14 @@ def finish() -> None:
 def leave(code: int, what: str) -> int:
     """Ends this process because of a failure, and tells the others, where there are any; else returns the code.
 
-    It ends without Python's usual farewell: jax would wait there for the others.
+    A failure that is the consequence of a lost process ends with LOST. This process ends without Python's usual
+    farewell: jax would wait there for the others.
     """
     if _joined:
         verdict = _joined.channel.fail(what)
         if verdict is not None and verdict != f'{name()}: {what}':
             print(f'{name()}: the run ends: {verdict}', file=sys.stderr)
-        _end(code)
+        _end(LOST if lost(verdict or '') else code)
     return code
 
 

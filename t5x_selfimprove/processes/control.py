@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import queue
+import re
 import socket
 import threading
 import time
@@ -19,7 +20,9 @@ from typing import Any
 
 BEAT = 1.0  # seconds between signs of life
 GRACE = 2.0  # seconds in which a failure may still turn out to be the consequence of another
+SUSPECT = 10.0  # seconds without a sign of life after which the failure of another process may be a consequence
 RETRY = 0.2  # seconds between attempts to reach process 0
+ANSWER = 5.0  # seconds that process 0 may take, beside GRACE, to say what it makes of a failure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +155,9 @@ class Coordinator:
                     if found:
                         self._blame(found)
                 if self._blamed and now > self._blamed[0][0] + GRACE:
-                    # What is gone comes before what failed: a failure may be of a call that the other never answered.
-                    causes = sorted((what for _, what in self._blamed), key=lambda what: ' is gone: ' not in what)
+                    # Who is gone comes before what failed: a failure may be of a call that the other never answered.
+                    blamed = [what for _, what in self._blamed]
+                    causes = sorted([*blamed, *self._silent(now, SUSPECT)], key=lambda what: not lost(what))
                     self._tell({'failure': '; '.join(causes)})
                     return
                 self._tell({})
@@ -170,12 +174,8 @@ class Coordinator:
     def _wanting(self, now: float) -> str | None:
         """Who is silent, late, or in a phase for too long."""
         here = {number: seat for number, seat in self._seats.items() if not seat.left}
-        for number, seat in here.items():
-            if now - seat.heard > self._patience.silence:
-                return (
-                    f'{self._name(number)} is silent: no sign of life for {now - seat.heard:.0f} s, last in '
-                    f'{self._doing(number)}'
-                )
+        for silent in self._silent(now, self._patience.silence):
+            return silent
         for number, seat in here.items():
             waited = now - self._entered.get(seat.phase + 1, now)
             if waited > self._patience.wait:
@@ -188,6 +188,15 @@ class Coordinator:
             if now - seat.since > self._patience.phase:
                 return f'{self._name(number)} is in {self._doing(number)} for too long (processes.Patience.phase)'
         return None
+
+    def _silent(self, now: float, seconds: float) -> list[str]:
+        """Who gave no sign of life for longer than that."""
+        return [
+            f'{self._name(number)} is silent: no sign of life for {now - seat.heard:.0f} s, last in '
+            f'{self._doing(number)}'
+            for number, seat in self._seats.items()
+            if not seat.left and now - seat.heard > seconds
+        ]
 
     def _blame(self, what: str) -> None:
         if not self._over.is_set():
@@ -264,7 +273,7 @@ class Channel:
         self._verdict = queue.Queue()
         self._send({'failure': what})
         with contextlib.suppress(queue.Empty):
-            return self._verdict.get(timeout=2 * GRACE)
+            return self._verdict.get(timeout=GRACE + ANSWER)
         return None
 
     def close(self) -> None:
@@ -294,6 +303,11 @@ class Channel:
             ended = 'is silent' if isinstance(error, TimeoutError) else 'is gone'
         if not self._over.is_set() and self._verdict is None:
             self._lost(f'process 0, which all others depend on, {ended}')
+
+
+def lost(verdict: str) -> bool:
+    """Whether the cause that a verdict names first is a process that was lost, and not one that failed by itself."""
+    return re.match(r'process \d+( \([^)]*\))? is (gone|silent): ', verdict) is not None
 
 
 def _reach(address: tuple[str, int], seconds: float) -> socket.socket:

@@ -6,9 +6,11 @@ import re
 import socket
 import threading
 import time
+from unittest import mock
 
 import pytest
 
+from t5x_selfimprove import processes
 from t5x_selfimprove.processes import control
 from t5x_selfimprove.processes.control import Channel, Coordinator, Patience
 
@@ -142,6 +144,34 @@ def test_a_failure_after_somebody_is_gone_is_not_the_cause():
     verdict = run.channels[1].fail('RuntimeError: connection closed by peer')
     assert re.search(r'^process 2 .* is gone: .*; process 1 .*: RuntimeError: connection closed by peer$', verdict)
     run.check_end('^process 2', 0)
+
+
+def test_a_failure_while_somebody_is_silent_is_not_the_cause(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(control, 'SUSPECT', 0.3)
+    run = Run(3)
+    run.channels[2]._over.set()  # stopped: its connection stands
+    time.sleep(0.5)
+    verdict = run.channels[1].fail('RuntimeError: timed out')
+    assert re.search(r'^process 2 .* is silent: no sign of life for \d s.*; process 1 .*: RuntimeError: timed', verdict)
+    run.check_end('^process 2', 0)
+
+
+@pytest.mark.parametrize(
+    ('verdict', 'code'),
+    [
+        ('process 1 (b) is gone: its connection was closed; process 0 (a): RuntimeError: reset', processes.LOST),
+        ('process 1 (b) is silent: no sign of life for 12 s; process 0 (a): RuntimeError: timed out', processes.LOST),
+        ('process 0 (a): ValueError: the bank is gone: look for it; process 1 (b): ValueError', 2),
+        (None, 2),
+    ],
+)
+def test_exit_code_of_a_failure(monkeypatch: pytest.MonkeyPatch, verdict: str | None, code: int):
+    joined = mock.Mock(channel=mock.Mock(fail=lambda what: verdict), coordinator=None, identity=mock.Mock(number=0))
+    monkeypatch.setattr(processes, '_joined', joined)
+    monkeypatch.setattr(processes, '_end', lambda code: ends.append(code))
+    ends: list[int] = []
+    processes.leave(2, 'ValueError')
+    assert ends == [code]
 
 
 def test_process_0_gone():
