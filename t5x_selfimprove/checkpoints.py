@@ -1,13 +1,21 @@
 """Orbax checkpoints: the whole state, where the data stands, and the configuration, in one atomic step."""
 
+import contextlib
 import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 
-from t5x_selfimprove.models import adapters, hugging_face
+from t5x_selfimprove import partitioning
+from t5x_selfimprove.models import adapters, hugging_face, parameters
 from t5x_selfimprove.vocabulary import Vocabulary, check_fits
 
 FORMAT = 1
@@ -44,19 +52,67 @@ def model_facts(config: Any) -> dict[str, Any]:
     return {'kind': type(config).__name__, 'fields': dataclasses.asdict(config)}
 
 
+class Damaged(OSError):
+    """A checkpoint that cannot be read, or whose arrays are not those that were saved."""
+
+    def __init__(self, step: int, place: str, why: str):
+        self.step = step
+        super().__init__(f'the checkpoint {place} is damaged: {why}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the last ones, and beside them the best, and one of every so many steps.
+
+    Raises:
+      ValueError: a field out of range.
+    """
+
+    last: int = 2
+    best: int = 0  # by a figure that is given at saving, the higher the better; those saved without one do not count
+    every: int | None = None  # all steps that this divides
+
+    def __post_init__(self):
+        if self.last < 1 or self.best < 0 or (self.every is not None and self.every < 1):
+            raise ValueError(
+                f'keep_checkpoints and keep_every must be at least 1, keep_best at least 0; they are {self.last}, '
+                f'{self.every}, {self.best}'
+            )
+
+    def policy(self) -> Any:
+        """As Orbax has it."""
+        managers = ocp.checkpoint_managers
+        best = managers.BestN(
+            get_metric_fn=lambda metrics: metrics['figure'], n=self.best, keep_checkpoints_without_metrics=False
+        )
+        every = [managers.EveryNSteps(self.every)] if self.every else []
+        return managers.AnyPreservationPolicy([managers.LatestN(self.last), *([best] if self.best else []), *every])
+
+
 class Checkpoints:
     """The checkpoints of one run directory.
 
-    Every step holds the arrays by name and a description. A step appears under its number only once it is whole, so
-    a process killed at any instant leaves the step before.
+    Every step holds the arrays by name and a description with the arrays' fingerprints. A step appears under its number
+    only once it is whole, so a process killed at any instant leaves the step before; what a disk or somebody changed
+    afterwards is found when it is read.
+
+    Args:
+      directory: of the run; a path, or a URL of Google Cloud Storage (gs://bucket/run).
+      retention: which steps stay.
 
     Raises:
       OSError: the directory cannot be written.
     """
 
-    def __init__(self, directory: Path, keep: int = 2):
-        self.directory = Path(directory).absolute() / 'checkpoints'
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=True)
+    def __init__(self, directory: Path | str, retention: Retention = Retention()):
+        self.directory = located(directory) / 'checkpoints'
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=retention.policy(),
+            enable_async_checkpointing=False,
+            create=True,
+            best_fn=(lambda metrics: metrics['figure']) if retention.best else None,
+        )
+        self._ranked = retention.best > 0
         handlers = {'arrays': ocp.PyTreeCheckpointHandler(), 'described': ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
@@ -70,17 +126,21 @@ class Checkpoints:
         """How many whole steps there are."""
         return len(self._manager.all_steps())
 
-    def save(self, step: int, state: Any, described: Described) -> None:
-        """Writes a step and returns when it is on disk. A step that is already there is left as it is."""
+    def save(self, step: int, state: Any, described: Described, figure: float | None = None) -> None:
+        """Writes a step and returns when it is on disk. A step that is already there is left as it is.
+
+        Args:
+          figure: how good it is, for `Retention.best`.
+        """
         if step in self._manager.all_steps():
             return
         arrays = dict(zip(names_of(state), jax.tree.leaves(state), strict=True))
+        said = dataclasses.asdict(described) | {'fingerprints': fingerprints(arrays)}
+        said |= {'format': FORMAT, 'checksum': checksum(said)}
         self._manager.save(
             step,
-            args=ocp.args.Composite(
-                arrays=ocp.args.PyTreeSave(arrays),
-                described=ocp.args.JsonSave({'format': FORMAT, **dataclasses.asdict(described)}),
-            ),
+            args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), described=ocp.args.JsonSave(said)),
+            metrics={'figure': float(figure)} if self._ranked and figure is not None else None,
         )
         self._manager.wait_until_finished()
 
@@ -89,12 +149,11 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: there is no checkpoint.
+          Damaged: it cannot be read.
           ValueError: it was written in another format.
         """
-        step = self._step(step)
-        found = self._manager.restore(step, args=ocp.args.Composite(described=ocp.args.JsonRestore())).described
-        if found.pop('format') != FORMAT:
-            raise ValueError(f'{self.directory}/{step} is in another format than {FORMAT}, the one this version reads')
+        found = self._said(self._step(step))
+        found.pop('fingerprints', None)
         return Described(**found)
 
     def restore(self, target: Any, step: int | None = None) -> Any:
@@ -104,12 +163,13 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: there is no checkpoint.
+          Damaged: an array cannot be read, or does not have the bits that were saved; names all of those.
           ValueError: an array is missing or has another shape; names all of them.
         """
         step = self._step(step)
         leaves, treedef = jax.tree.flatten(target)
         wanted = dict(zip(names_of(target), leaves, strict=True))
-        saved = self._manager.item_metadata(step)['arrays'].tree
+        saved = self._saved(step)
         problems = [f'{name} is missing' for name in wanted if name not in saved]
         problems += [
             f'{name} is {tuple(saved[name].shape)} there and {tuple(leaf.shape)} here'
@@ -123,8 +183,29 @@ class Checkpoints:
             )
         arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
         arrays = ocp.args.PyTreeRestore(wanted, restore_args=arguments, partial_restore=True)
-        restored = self._manager.restore(step, args=ocp.args.Composite(arrays=arrays)).arrays
+        with self._reading(step):
+            restored = self._manager.restore(step, args=ocp.args.Composite(arrays=arrays)).arrays
+        before = self._said(step).get('fingerprints', {})
+        same = {name: array for name, array in restored.items() if str(saved[name].dtype) == str(array.dtype)}
+        changed = [name for name, words in fingerprints(same).items() if before.get(name, words) != words]
+        if changed:
+            raise Damaged(step, f'{self.directory}/{step}', f'{", ".join(changed)} changed since it was saved')
         return jax.tree.unflatten(treedef, [restored[name] for name in wanted])
+
+    def set_aside(self, step: int) -> str:
+        """Moves a step to the folder `damaged` beside the checkpoints; where it is then."""
+        place = self.directory.parent / 'damaged' / f'{step}'
+        number = 0
+        while place.exists():
+            number += 1
+            place = place.parent / f'{step}_{number}'
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (self.directory / str(step)).rename(place)
+        return str(place)
+
+    def look_again(self) -> None:
+        """Looks at which steps there are."""
+        self._manager.reload()
 
     def names(self, step: int | None = None) -> set[str]:
         """The names of the arrays of a step."""
@@ -132,18 +213,72 @@ class Checkpoints:
 
     def shapes(self, step: int | None = None) -> dict[str, tuple[int, ...]]:
         """The shapes of the arrays of a step, by name."""
-        saved = self._manager.item_metadata(self._step(step))['arrays'].tree
-        return {name: tuple(array.shape) for name, array in saved.items()}
+        return {name: tuple(array.shape) for name, array in self._saved(self._step(step)).items()}
 
     def close(self) -> None:
         """Waits for what is being written."""
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of many kinds: what Orbax, JSON and tensorstore stumble over
+            why = f'{type(error).__name__}: {error}'.split('\n')[0]
+            raise Damaged(step, f'{self.directory}/{step}', why[:300]) from error
+
+    def _said(self, step: int) -> dict[str, Any]:
+        with self._reading(step):
+            found = self._manager.restore(step, args=ocp.args.Composite(described=ocp.args.JsonRestore())).described
+            written = found.pop('format')
+        if written != FORMAT:
+            raise ValueError(f'{self.directory}/{step} is in another format than {FORMAT}, the one this version reads')
+        if found.pop('checksum', None) not in (None, checksum(found)):  # checkpoints of before have none
+            raise Damaged(step, f'{self.directory}/{step}', 'its description changed since it was saved')
+        return found
+
+    def _saved(self, step: int) -> dict[str, Any]:
+        with self._reading(step):
+            return dict(self._manager.item_metadata(step)['arrays'].tree)
 
     def _step(self, step: int | None) -> int:
         step = self.latest if step is None else step
         if step is None:
             raise FileNotFoundError(f'there is no checkpoint in {self.directory}')
         return step
+
+
+def located(directory: Path | str) -> epath.Path:
+    """A directory or a URL as Orbax takes it: paths are absolute.
+
+    Raises:
+      ValueError: a URL to which Orbax writes no arrays.
+    """
+    name = os.fspath(directory)
+    if name.startswith('gs://'):
+        return epath.Path(name)
+    if '://' in name:
+        raise ValueError(
+            f'{name}: checkpoints go to a folder or to gs://; Orbax writes arrays to no other URL. Mount the bucket as '
+            'a folder (Mountpoint for Amazon S3, s3fs, blobfuse) and name that'
+        )
+    return epath.Path(name).expanduser().absolute()
+
+
+def fingerprints(arrays: dict[str, Any]) -> dict[str, str]:
+    """64 bits of each array, as hex digits: the same on every mesh."""
+    words = partitioning.fetch({name: _fingerprint(array) for name, array in arrays.items()})
+    return {name: parameters.fingerprint_text(pair) for name, pair in words.items()}
+
+
+def checksum(said: dict[str, Any]) -> str:
+    """Of what JSON has words for."""
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@jax.jit
+def _fingerprint(array: Any) -> Any:
+    return parameters.fingerprint(array.astype(jnp.uint8) if array.dtype == jnp.bool_ else array)
 
 
 def kind_of(directory: str) -> str:
@@ -153,7 +288,7 @@ def kind_of(directory: str) -> str:
       FileNotFoundError: it is not there, or nothing in it is known.
       ValueError: it is of a kind that is not read here; says how to make one that is.
     """
-    folder = Path(directory).expanduser()
+    folder = located(directory)
     if (folder / 'checkpoints').is_dir():
         return 'run'
     if (folder / 'config.json').is_file():
@@ -187,7 +322,7 @@ def describe_model(directory: str, vocabulary: Vocabulary) -> Described:
         source = hugging_face.read_source(directory)
         check_fits(vocabulary, source.config.embedding_rows)
         return Described(0, 'hugging_face', 0, vocabulary.fingerprint(), '', {'architecture': source.architecture})
-    checkpoints = Checkpoints(Path(directory))
+    checkpoints = Checkpoints(directory)
     described = checkpoints.describe()
     checkpoints.close()
     if described.vocabulary != vocabulary.fingerprint():
@@ -212,7 +347,7 @@ def read_model(directory: str, like: Any) -> Any:
     plain = adapters.unadapted(like)
     if kind_of(directory) == 'hugging_face':
         return adapters.with_base(like, hugging_face.read_model(directory, plain))
-    source = Checkpoints(Path(directory))
+    source = Checkpoints(directory)
     adapted = {name for name in names_of({'model': like}) if name not in names_of({'model': plain})}
     if adapted and not adapted & source.names():
         model = adapters.with_base(like, source.restore({'model': plain})['model'])

@@ -83,7 +83,7 @@ class Export:
         if kind_of(self.initial) == 'hugging_face':
             settings = self.model or hugging_face.of_directory(self.initial)
             return settings, hugging_face.read_source(self.initial).config.embedding_rows, 0
-        checkpoints = Checkpoints(Path(self.initial))
+        checkpoints = Checkpoints(self.initial)
         found, shapes = checkpoints.describe(), checkpoints.shapes()
         checkpoints.close()
         settings = self.model or model_of(found)
@@ -120,7 +120,7 @@ def first_directory(initial: str) -> str | None:
         try:
             if kind_of(initial) == 'hugging_face':
                 return initial
-            checkpoints = Checkpoints(Path(initial))
+            checkpoints = Checkpoints(initial)
             initial = checkpoints.describe().manifest.get('initial')
             checkpoints.close()
         except (FileNotFoundError, ValueError):

@@ -90,7 +90,7 @@ class Pretrain:
             done = session.resume_point('pretrain', self.vocabulary) or 0
             self.check_examples(done)
             if done:
-                state = session.checkpoints.restore(state)
+                state, done = session.restore(state, done, 'pretrain', self.vocabulary)
             elif self.initial is not None:
                 state = dataclasses.replace(state, model=read_model(self.initial, state.model))
                 session.display.say(f'starting from {self.initial}')

@@ -17,7 +17,7 @@ import jax
 from rich.console import Console
 
 from t5x_selfimprove import files, metrics, partitioning, placement, processes, stopping
-from t5x_selfimprove.checkpoints import Checkpoints
+from t5x_selfimprove.checkpoints import Checkpoints, Damaged, Described, Retention, located
 from t5x_selfimprove.display import Display, number_of_bytes
 from t5x_selfimprove.models import kernels, parameters
 from t5x_selfimprove.partitioning import MeshShape
@@ -44,14 +44,27 @@ class Place:
     cpu_devices: int | None = None  # devices that a CPU is split into, so that a mesh can use its cores; None = 1
     mesh: MeshShape = MeshShape()
     patience: Patience = Patience()  # with other processes, where there are some
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the last ones
+    keep_best: int = 0  # and those with the highest figure `best_by` of the evaluation of the held-out questions
+    best_by: str = 'greedy_accuracy'
+    keep_every: int | None = None  # and one of so many rounds (chunks, of pre-training)
+    checkpoint_directory: str | None = None  # that holds `checkpoints`, or its gs:// URL; None: `directory`
     tensorboard: bool = True
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:
             raise ValueError(f'seed must be in 0..2**32-1; it is {self.seed}')
-        if self.keep_checkpoints < 1:
-            raise ValueError(f'keep_checkpoints must be at least 1; it is {self.keep_checkpoints}')
+        if '://' in self.directory:
+            raise ValueError(
+                f'directory = {self.directory!r} is a URL; metrics and samples are written to a folder. Set '
+                'checkpoint_directory for the checkpoints to go to a URL'
+            )
+        _ = self.retention, located(self.checkpoint_directory or self.directory)
+
+    @property
+    def retention(self) -> Retention:
+        """Which checkpoints stay."""
+        return Retention(self.keep_checkpoints, self.keep_best, self.keep_every)
 
     def devices(self) -> list[jax.Device]:
         """The devices of the platform that was asked for, of all processes of the run.
@@ -104,7 +117,7 @@ class Session:
         check_writable(self.directory)
         check_shared(self.directory)
         self.writer = metrics.Writer(self.directory, place.tensorboard) if processes.first() else metrics.NoWriter()
-        self.checkpoints = Checkpoints(self.directory, place.keep_checkpoints)
+        self.checkpoints = Checkpoints(place.checkpoint_directory or self.directory, place.retention)
 
     def __enter__(self) -> 'Session':
         self._use = partitioning.use(self.mesh)
@@ -200,17 +213,21 @@ class Session:
     def resume_point(self, kind: str, vocabulary: Vocabulary) -> int | None:
         """The last step saved in the directory, or None where the run is a new one.
 
-        What the metrics tell of later steps is taken back: it is done again.
+        What the metrics tell of later steps is taken back: it is done again. A step whose description cannot be read
+        is set aside, and the one before is taken.
 
         Raises:
           ValueError: what is there is another run: of another kind, seed or vocabulary.
+          OSError: there are checkpoints, and none can be read.
         """
         step = self.checkpoints.latest
         processes.same('the last checkpoints', step, f'{self.directory} must be one directory that all hosts share')
         if step is None:
             self.writer.forget(-1)
             return None
-        found = self.checkpoints.describe(step)
+        found = self._read(lambda: self.checkpoints.describe(step))
+        if not isinstance(found, Described):
+            return self.resume_point(kind, vocabulary)
         there = {'kind': found.kind, 'seed': found.manifest['seed'], 'vocabulary': found.vocabulary}
         here = {'kind': kind, 'seed': self.place.seed, 'vocabulary': vocabulary.fingerprint()}
         other = [f"its {name} is {there[name]}, this one's {here[name]}" for name in here if there[name] != here[name]]
@@ -221,6 +238,46 @@ class Session:
             )
         self.writer.forget(found.step if kind == 'pretrain' else step)  # events count updates there, rounds here
         return step
+
+    def restore(self, state: Any, step: int, kind: str, vocabulary: Vocabulary) -> tuple[Any, int]:
+        """The state of the step that `resume_point` found, or of the last before it that is not damaged; its number.
+
+        Raises:
+          OSError: none can be read.
+        """
+        while True:
+            found = self._read(lambda step=step: self.checkpoints.restore(state, step))
+            if found is not None:
+                return found, step
+            step = self.resume_point(kind, vocabulary)
+
+    def _read(self, read: Any) -> Any:
+        """What `read` gives; None in all processes where in one of them the checkpoint is damaged: it is set aside.
+
+        Raises:
+          OSError: it was the last one.
+        """
+        found = failure = None
+        try:
+            found = read()
+        except Damaged as damaged:
+            failure = damaged
+        said = failure and [failure.step, str(failure)]
+        bad = [one for one in processes.compare('reading a checkpoint', said) if one]
+        if not bad:
+            return found
+        (step, why), place = bad[0], ''
+        if self.checkpoints.count == 1:
+            raise OSError(
+                f'{why}, and there is no other to go on from. Put a copy of it back, or remove '
+                f'{self.checkpoints.directory} to begin anew'
+            )
+        if processes.first():
+            place = self.checkpoints.set_aside(step)
+        processes.compare('setting a checkpoint aside', None)
+        self.checkpoints.look_again()
+        self.display.say(f'{why}. It is set aside as {place}; the run goes on from the one before')
+        return None
 
     def save_config(self) -> None:
         """Writes the effective configuration beside the checkpoints; it re-parses to an equal run."""
@@ -246,12 +303,17 @@ class Session:
         Raises:
           OSError: too little room; says how much is needed.
         """
-        missing = max(1, self.place.keep_checkpoints + 1 - self.checkpoints.count)  # one more is written than is kept
-        needed = missing * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
-        free = shutil.disk_usage(self.directory).free
+        kept = self.place.keep_checkpoints + self.place.keep_best
+        missing = max(1, kept + 1 - self.checkpoints.count)  # one more is written than is kept
+        bytes_of_state = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        place = self.checkpoints.directory.parent
+        if '://' in str(place):
+            place, missing = self.directory, 0
+        needed = missing * bytes_of_state + SPARE_BYTES
+        free = shutil.disk_usage(place).free
         if free < needed:
             raise OSError(
-                f'{self.directory} has {number_of_bytes(free)} free and the run needs about {number_of_bytes(needed)} '
+                f'{place} has {number_of_bytes(free)} free and the run needs about {number_of_bytes(needed)} '
                 f'for {missing} more checkpoints; free some, or set another directory'
             )
 

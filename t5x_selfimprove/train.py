@@ -15,6 +15,7 @@ from t5x_selfimprove.data.items import Bank, Item, check_banks, encode_examples,
 from t5x_selfimprove.display import number_of_bytes, percent
 from t5x_selfimprove.evaluate import Evaluation
 from t5x_selfimprove.feed import Feed
+from t5x_selfimprove.guards import Guards, Watch, figures_of
 from t5x_selfimprove.improve import Recipe, Round
 from t5x_selfimprove.models import parameters
 from t5x_selfimprove.models.config import ModelConfig
@@ -55,6 +56,7 @@ class Improve:
     evaluate_every: int = 1  # rounds between evaluations; the first and the last are always made
     stored_questions: int | None = None  # questions a round whose paths are written to the sample store; None = all
     train_on_evaluation: bool = False  # whether questions of the evaluation may be trained on
+    guards: Guards = Guards()  # alarms on signs of collapse
     drift_limit: float | None = None  # nats of `log_prob_drift` that stop the run; None: DRIFT_LIMITS
 
     def __post_init__(self):
@@ -93,24 +95,27 @@ class Improve:
             done = session.resume_point('improve', self.vocabulary)
             run = _Run(self, session)
             run.check_questions(done or 0)
-            state = run.restore(done, described)
+            state, done = run.restore(done, described)
             session.check_room(state)
             session.save_config()
             cache = {'cache': f'{number_of_bytes(self.cache_bytes(state.model, session.mesh))} per device'}
             session.announce('improve', state, self.batch_arithmetic() | cache | left_out)
             step = run.compile(state) if (done or 0) < self.rounds else None
             if done is None:
-                run.measure(state.model, 0)
-                run.save(state, 0)
+                run.save(state, 0, run.measure(state.model, 0))
+                run.watch.end_if_alarmed(saved=True)
             elif done:
                 session.display.say(f'resumed after round {done} of {self.rounds}')
             for number in range(done or 0, self.rounds, self.rounds_per_dispatch):
                 session.stop_if_asked(f'round {number} of {self.rounds}')
                 state = run.dispatch(step, state, number)
                 last = number + self.rounds_per_dispatch
+                figure = None
                 if last % self.evaluate_every == 0 or last == self.rounds:
-                    run.measure(state.model, last)
-                run.save(state, last)
+                    figure = run.measure(state.model, last)
+                run.watch.end_if_alarmed(saved=False)
+                run.save(state, last, figure)
+                run.watch.end_if_alarmed(saved=True)
             session.writer.write('session', seconds=time.perf_counter() - start)
             if not processes.first():
                 return {}
@@ -174,6 +179,8 @@ class _Run:
             settings.recipe.consolidator,
         )
         self.evaluated = frozenset().union(*(suite.ids for suite in self.suites))
+        settings.guards.check_canary([suite.name for suite in self.suites])
+        self.watch = Watch(settings.guards, session)
         self.replay = self.pack_replay()
 
     @property
@@ -185,10 +192,21 @@ class _Run:
         rounded = settings.recipe.sampler.weights != 'as trained'
         return np.inf if rounded else DRIFT_LIMITS[settings.model.dtype]
 
-    def measure(self, model: Any, number: int) -> None:
-        """Measures a model on every suite."""
-        for suite in self.suites:
-            suite.measure(model, number)
+    def measure(self, model: Any, number: int) -> float | None:
+        """Measures a model on every suite, with an eye on the canary; the figure that checkpoints are ranked by.
+
+        Raises:
+          ValueError: the held-out suite has no such figure.
+        """
+        guards, place = self.settings.guards, self.session.place
+        found = {suite.name: suite.measure(model, number) for suite in self.suites}
+        precision = found[guards.canary]['kept_precision'] if guards.canary else None
+        if precision is not None:
+            self.watch.look(number, {'wrong_consensus': 1 - precision})
+        ranks = {name: one['value'] for name, one in found[self.suites[0].name].items() if _is_interval(one)}
+        if place.keep_best and place.best_by not in ranks:
+            raise ValueError(f'best_by = {place.best_by!r} is no figure of an evaluation; there are {", ".join(ranks)}')
+        return ranks.get(place.best_by)
 
     def pack_replay(self) -> Lessons | None:
         """All labelled examples as packed rows, on the devices."""
@@ -204,8 +222,9 @@ class _Run:
         lessons, _ = jax.jit(pack)(self.session.replicate(examples), jax.random.key(settings.place.seed))
         return lessons
 
-    def restore(self, done: int | None, initial: Described) -> TrainState:
-        """The state after round `done`, or a new one from the initial model."""
+    def restore(self, done: int | None, initial: Described) -> tuple[TrainState, int | None]:
+        """The state after round `done`, or the last before it that can be read, and its number; or a new state from the
+        initial model, and None."""
         settings, session = self.settings, self.session
         learner = settings.recipe.learner
 
@@ -215,11 +234,11 @@ class _Run:
 
         state = session.place_state(create)
         if done is not None:
-            return session.checkpoints.restore(state)
+            return session.restore(state, done, 'improve', settings.vocabulary)
         model = read_model(settings.initial, state.model)
         session.display.say(f'starting from {settings.initial}, step {initial.step:,}')
         base = jax.tree.map(jnp.copy, parameters.split(model)[0]) if state.base is not None else None
-        return dataclasses.replace(state, model=model, base=base)
+        return dataclasses.replace(state, model=model, base=base), None
 
     def compile(self, state: TrainState) -> Any:
         """Compiles the round once; says how long it took and what is updated in place."""
@@ -305,7 +324,7 @@ class _Run:
             origin = store.Origin(number, settings.place.seed, drawn_by, formats=formats)
             stored = store.table(items, *flat, settings.vocabulary, settings.labels, origin, settings.stored_questions)
             store.write(session.directory / 'samples' / f'round_{number:04d}.parquet', stored)
-        found = metrics.values(left.metrics)
+        found = metrics.values(left.metrics) | figures_of(*flat, len(items))
         loss = found['loss']  # None where there was nothing to train on
         if loss is not None and not np.isfinite(loss):
             raise FloatingPointError(
@@ -333,12 +352,13 @@ class _Run:
             f'tokens/s, {seconds:.1f} s'
             + (f', {facts["skipped_questions"]} questions too long' if facts['skipped_questions'] else '')
         )
+        self.watch.look(number, found)
         if not found['kept_paths'] and settings.recipe.learner.replay_share < 1:
             rest = 'replay alone' if settings.replay else 'nothing'
             session.display.say(f'round {number}: no path was kept; the round trained on {rest}')
 
-    def save(self, state: TrainState, number: int) -> None:
-        """Saves everything that the next round needs."""
+    def save(self, state: TrainState, number: int, figure: float | None) -> None:
+        """Saves everything that the next round needs, and the figure that checkpoints are ranked by."""
         settings = self.settings
         described = Described(
             step=int(state.step),
@@ -354,4 +374,8 @@ class _Run:
             },
         )
         with self.session.display.phase('save', f'saving round {number}'):
-            self.session.checkpoints.save(number, state, described)
+            self.session.checkpoints.save(number, state, described, figure)
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, dict) and 'value' in value and isinstance(value['value'], float)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -37,6 +38,7 @@ def start(
     first: dict[str, str] | None = None,
     each: dict[str, str] | None = None,
     come: int | None = None,
+    make: Callable[..., list[str]] = tiny_run.improve_arguments,
     **settings: object,
 ) -> list[subprocess.Popen]:
     """Starts the processes of a run; their outputs go to files beside the directory.
@@ -48,12 +50,13 @@ def start(
       first: more of the environment of process 0.
       each: more of the environment of all.
       come: how many of them are started.
+      make: command line of the run, from its directory, the initial one, and bindings.
       **settings: bindings.
     """
     with socket.create_server(('127.0.0.1', 0)) as server:
         coordinator = f'127.0.0.1:{server.getsockname()[1]}'
     bindings = {**SETTINGS, 'session__Place__cpu_devices': DEVICES // count, **settings}
-    arguments = tiny_run.improve_arguments(directory, initial, **bindings)
+    arguments = make(directory, initial, **bindings)
     several = [f'--coordinator={coordinator}', f'--processes={count}'] if count > 1 else []
     processes = []
     for number in range(count if come is None else come):

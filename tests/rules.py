@@ -30,6 +30,7 @@ FLOORS = {
         'export',
         'session',
         'feed',
+        'guards',
         'suite',
         'summary',
         'samples',

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
 from typing import Any
 
 import jax
@@ -11,7 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_selfimprove.checkpoints import Checkpoints, Described, describe_model, names_of, read_model
+from t5x_selfimprove.checkpoints import (
+    Checkpoints,
+    Damaged,
+    Described,
+    Retention,
+    describe_model,
+    fingerprints,
+    located,
+    names_of,
+    read_model,
+)
 from t5x_selfimprove.vocabulary import ByteVocabulary
 
 VOCABULARY = ByteVocabulary()
@@ -173,3 +184,103 @@ def test_what_is_no_model_of_this_run(saved, tmp_path: pathlib.Path):
         describe_model(str(tmp_path), Other())
     with pytest.raises(ValueError, match=r'model\.blocks\.scale is \(6,\) there and \(5,\) here'):
         read_model(str(tmp_path), {'blocks': {'scale': Box(jnp.ones(5))}})
+
+
+# Files of a checkpoint whose every kind of damage must be found, and what is done to them.
+WHERE = {
+    'shard': lambda place: max(place.glob('arrays/ocdbt.process_0/d/*'), key=lambda path: path.stat().st_size),
+    'index': lambda place: place / 'arrays' / 'manifest.ocdbt',
+    'list of arrays': lambda place: place / 'arrays' / '_METADATA',
+    'description': lambda place: place / 'described' / 'metadata',
+}
+DAMAGES = {
+    'flipped': lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 0x10]) + data[len(data) // 2 + 1 :],
+    'half': lambda data: data[: len(data) // 2],
+    'zeros': lambda data: bytes(len(data)),
+    'gone': None,
+}
+
+
+def damage(file: pathlib.Path, how: str) -> None:
+    if DAMAGES[how] is None:
+        file.unlink()
+    else:
+        file.write_bytes(DAMAGES[how](file.read_bytes()))
+
+
+@pytest.fixture(scope='module')
+def large(tmp_path_factory) -> pathlib.Path:
+    """Two steps with an array that has a file of its own."""
+    checkpoints = Checkpoints(tmp_path_factory.mktemp('large'))
+    for step in (1, 2):
+        checkpoints.save(step, large_state(step), DESCRIBED)
+    checkpoints.close()
+    return checkpoints.directory.parent
+
+
+def large_state(step: int) -> dict[str, Any]:
+    return {'small': jnp.int32(step), 'large': jnp.asarray(np.random.default_rng(step).standard_normal((200, 300)))}
+
+
+@pytest.mark.parametrize('how', DAMAGES)
+@pytest.mark.parametrize('where', WHERE)
+def test_damage_is_found(large, tmp_path, where: str, how: str):
+    shutil.copytree(large, tmp_path, dirs_exist_ok=True)
+    damage(WHERE[where](tmp_path / 'checkpoints' / '2'), how)
+    found = Checkpoints(tmp_path)
+    # A bit within compressed numbers changes a number, and nothing but the fingerprint tells.
+    said = 'large changed since it was saved$' if (where, how) == ('shard', 'flipped') else r'\S+'
+    with pytest.raises(Damaged, match=rf'^the checkpoint {tmp_path}/checkpoints/2 is damaged: {said}'):
+        found.describe()
+        found.restore(large_state(0))
+    found.set_aside(2)
+    found.look_again()
+    assert found.latest == 1 and equal(found.restore(large_state(0)), large_state(1))
+    assert (tmp_path / 'damaged' / '2' / 'arrays').is_dir()
+    found.close()
+
+
+def test_fingerprints_do_not_depend_on_the_mesh():
+    mesh = jax.make_mesh((2, 2), ('fsdp', 'tensor'), devices=jax.devices()[:4])
+    arrays = {'a': jnp.asarray(np.random.default_rng(0).standard_normal((4, 6), np.float32)), 'b': jnp.arange(8)}
+    spec = {'a': ('fsdp', 'tensor'), 'b': ('tensor',)}
+    split = {
+        name: jax.device_put(array, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec[name])))
+        for name, array in arrays.items()
+    }
+    one = fingerprints(arrays)
+    assert fingerprints(split) == one and len(set(one.values())) == 2
+    assert fingerprints({'a': arrays['a'].at[1, 2].multiply(1 + 1e-6)})['a'] != one['a']
+
+
+def test_retention(tmp_path):
+    checkpoints = Checkpoints(tmp_path, Retention(last=2, best=2, every=4))
+    for step, figure in enumerate([0.1, 0.9, None, 0.3, 0.2, 0.8, 0.4, None, 0.0, 0.5]):
+        checkpoints.save(step, {'a': jnp.arange(3)}, DESCRIBED, figure)
+    # The best are 1 and 5, every fourth 0, 4 and 8, the last 8 and 9.
+    assert sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir()) == [0, 1, 4, 5, 8, 9]
+    again = Checkpoints(tmp_path, Retention(last=1, best=1))
+    again.save(10, {'a': jnp.arange(3)}, DESCRIBED, 0.1)
+    assert sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir()) == [1, 10]
+    for wrong in ({'last': 0}, {'best': -1}, {'every': 0}):
+        with pytest.raises(ValueError, match='keep_checkpoints and keep_every must be at least 1, keep_best at least'):
+            Retention(**wrong)
+
+
+@pytest.mark.parametrize(
+    ('directory', 'there'),
+    [
+        ('gs://bucket/runs/one', 'gs://bucket/runs/one'),
+        ('runs/one', f'{pathlib.Path.cwd()}/runs/one'),
+        ('~/one', str(pathlib.Path.home() / 'one')),
+        (pathlib.Path('/one'), '/one'),
+    ],
+)
+def test_a_directory_may_be_a_url(directory: str | pathlib.Path, there: str):
+    assert str(located(directory)) == there
+
+
+def test_a_url_that_cannot_be_written_to():
+    """As a path it would be a folder `s3:` of the current one."""
+    with pytest.raises(ValueError, match=r'^s3://bucket/one: checkpoints go to a folder or to gs://; .* Mount'):
+        Checkpoints('s3://bucket/one')

@@ -1,23 +1,17 @@
 """Killed with SIGKILL wherever it happens to be and started again, a run ends in the bits of one that went through."""
 
-import dataclasses
 import functools
 import json
-import os
 import pathlib
 import random
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 
-from tests import tiny_run
+from tests.faults import SETTINGS, Started, start, without_times
 from tests.tiny_run import arrays, events, improve_arguments, pretrain_arguments, same_bits, steps
 
 SEED = 0  # of the moments
-SETTINGS = {'session__Place__tensorboard': False}  # its package is slow to import
-KILLING = pathlib.Path(__file__).parent / 'killing'  # see sitecustomize.py there
 
 # A run is killed once in each of these parts: at a change of its files that matches, or up to so many seconds later.
 PRETRAIN_PARTS = {
@@ -32,30 +26,6 @@ IMPROVE_PARTS = {
     r'(rmtree|rmdir) checkpoints/0$': 0.03,
     r'(summary|report)': 0.0,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Started:
-    """How a process ended, and how it changed the files of its run directory."""
-
-    code: int
-    out: str
-    err: str
-    changes: list[str]
-
-
-def start(directory: pathlib.Path, arguments: list[str], kill_at: str = '', kill_after: float = 0.0) -> Started:
-    """Runs the command line in a process of its own."""
-    log = directory.with_name(f'{directory.name}.changes')
-    log.unlink(missing_ok=True)
-    environment = tiny_run.environment()
-    environment |= {'PYTHONPATH': f'{KILLING}{os.pathsep}{environment["PYTHONPATH"]}', 'KILLING_IN': f'{directory}/'}
-    environment |= {'KILLING_LOG': str(log), 'KILLING_AT': kill_at, 'KILLING_AFTER': str(kill_after)}
-    command = [sys.executable, '-m', 't5x_selfimprove', *arguments]
-    done = subprocess.run(
-        command, env=environment, cwd=tiny_run.ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
-    return Started(done.returncode, done.stdout, done.stderr, log.read_text().splitlines())
 
 
 @functools.cache
@@ -111,11 +81,6 @@ def files(directory: pathlib.Path) -> set[str]:
         for path in directory.rglob('*')
         if not re.search(r'checkpoints/\d+/arrays/(d|ocdbt.*)/', str(path))
     }
-
-
-def without_times(found: list[dict]) -> list[dict]:
-    times = ('time', 'seconds')
-    return [{name: value for name, value in event.items() if name not in times} for event in found]
 
 
 def test_pretraining(tmp_path):

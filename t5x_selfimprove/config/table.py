@@ -24,6 +24,7 @@ from t5x_selfimprove.export import Export
 from t5x_selfimprove.feed import Feed
 from t5x_selfimprove.formats import LessonFormat
 from t5x_selfimprove.generate import GenerateExemplars, GenerateQuestions, Lists
+from t5x_selfimprove.guards import Guards
 from t5x_selfimprove.improve import Recipe
 from t5x_selfimprove.learning.lessons import Packing
 from t5x_selfimprove.learning.optimizers import Adafactor, AdamW, Schedule
@@ -80,6 +81,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'generate.GenerateExemplars': GenerateExemplars,
     'generate.GenerateQuestions': GenerateQuestions,
     'generate.Lists': Lists,
+    'guards.Guards': Guards,
     'improve.Recipe': Recipe,
     'learning.AdamW': AdamW,
     'learning.Adafactor': Adafactor,
