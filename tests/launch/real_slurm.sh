@@ -73,7 +73,7 @@ print(*tiny_run.improve_arguments(*sys.argv[1:], session__Place__cpu_devices=1, 
 
 job=$(sbatch --parsable --ntasks-per-node=2 --output="$place/job.log" launch/slurm/run.sbatch "${improve[@]}")
 echo "job $job"
-until [ -e "$place/run/samples/evaluation_0001.jsonl" ] || ! squeue -h -j "$job" | grep -q .; do sleep 0.2; done
+until [ -e "$place/run/samples/evaluation_0001.parquet" ] || ! squeue -h -j "$job" | grep -q .; do sleep 0.2; done
 scancel --signal=USR1 "$job" # what --signal=USR1@600 does when the time is nearly over
 echo 'asked to save'
 # A job that was queued again is held back for a while.

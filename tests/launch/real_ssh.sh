@@ -61,7 +61,7 @@ begin() {
 
 # until_round NUMBER: waits until its samples are written.
 until_round() {
-  until [ -e "$place/run/samples/round_000$1.jsonl" ] || ! kill -0 "$launcher" 2>/dev/null; do sleep 0.1; done
+  until [ -e "$place/run/samples/round_000$1.parquet" ] || ! kill -0 "$launcher" 2>/dev/null; do sleep 0.1; done
 }
 
 began=$SECONDS
