@@ -13,6 +13,7 @@ from t5x_selfimprove.consolidation import AnswerFormat, GoldAnswer, MajorityVote
 from t5x_selfimprove.data import possessions
 from t5x_selfimprove.data.curriculum import Curriculum
 from t5x_selfimprove.data.part import Part
+from t5x_selfimprove.data.pool import Pool
 from t5x_selfimprove.data.possessions import Possessions
 from t5x_selfimprove.data.question_files import Csv, Json, JsonLines, Parquet
 from t5x_selfimprove.data.seqio_tasks import SeqioTask
@@ -69,6 +70,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'data.JsonLines': JsonLines,
     'data.Parquet': Parquet,
     'data.Part': Part,
+    'data.Pool': Pool,
     'data.Possessions': Possessions,
     'data.SeqioTask': SeqioTask,
     'data.TaskFile': TaskFile,
