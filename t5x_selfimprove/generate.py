@@ -68,9 +68,9 @@ class GenerateQuestions:
     """Lets a model continue lists of questions, and writes the new ones on which its own vote is confident.
 
     Written is a JSON-lines file that `data.JsonLines` reads: question, answer of the vote, vote share. Left out are
-    continuations without end, questions that are seeds or were written before, questions longer than `question_room`
-    and those of which the consolidator keeps no path. Each is counted. The paper does not say its threshold; here it
-    is that of the consolidator (`min_share`).
+    continuations without end, questions that are seeds or were written before, those that the vocabulary cannot spell,
+    those longer than `question_room` and those of which the consolidator keeps no path. Each is counted. The paper does
+    not say its threshold; here it is that of the consolidator (`min_share`).
 
     Raises:
       ValueError: a size below 1.
@@ -142,19 +142,28 @@ class GenerateQuestions:
     def new_questions(self, written: list[str], seeds: list[str]) -> tuple[list[str], dict[str, int]]:
         """The questions among continuations that are new, and how many there were of the others."""
         known, found = {one.strip() for one in seeds}, []
-        counts = {'continuations': len(written), 'without end': 0, 'known': 0, 'too long': 0}
+        counts = {'continuations': len(written), 'without end': 0, 'known': 0, 'not spelled': 0, 'too long': 0}
         for text in written:
             question = self.lists.question(text)
             if question is None:
                 counts['without end'] += 1
             elif question in known:
                 counts['known'] += 1
-            elif len(self.vocabulary.encode(question)) > self.question_room:
+            elif (tokens := self.tokens_of(question)) is None:
+                counts['not spelled'] += 1
+            elif tokens > self.question_room:
                 counts['too long'] += 1
             else:
                 known.add(question)
                 found.append(question)
         return found, counts
+
+    def tokens_of(self, question: str) -> int | None:
+        """Tokens of a question; None where the vocabulary, one of words, cannot spell its text again."""
+        try:
+            return len(self.vocabulary.encode(question))
+        except ValueError:
+            return None
 
     def confident(self, model: Any, questions: list[str]) -> list[dict[str, Any]]:
         """Those of which the consolidator keeps a path, with their vote."""

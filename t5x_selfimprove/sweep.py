@@ -90,8 +90,8 @@ class Sweep:
         display, directory = Display(), Path(self.directory)
         self.check()
         files.write_text(directory / 'config.gin', config)
-        first = ['start'] if self.first else []
-        for label in (*first, *(label for label, _, _ in self.stages)):
+        stages = [label for label in self.commands if label not in dict(self.points)]
+        for label in stages:
             self.make([(label, seed, self.words(label, seed)) for seed in self.seeds], display)
         points = [(label, seed, self.words(label, seed)) for label, _ in self.points for seed in self.seeds]
         failed = self.make(points, display)
@@ -126,7 +126,9 @@ class Sweep:
     def commands(self) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Command and settings of every label."""
         files = {'pretrain': self.first, 'improve': self.files}
-        told = [('start', 'pretrain', ())] if self.first else []
+        told = []
+        if self.first and not all(_starts_elsewhere(said) for _, said in self.points):
+            told = [('start', 'pretrain', ())]
         told += [*self.stages, *((label, 'improve', said) for label, said in self.points)]
         return {label: (command, (*files.get(command, ()), *self.bindings, *said)) for label, command, said in told}
 
@@ -136,7 +138,7 @@ class Sweep:
         for other in self.commands:
             said = tuple(one.replace(f'{{{other}}}', str(self.place(other, seed))) for one in said)
         given = [f'SEED={seed}', f'RUN_DIR={self.place(label, seed)}']
-        if self.first and command != 'pretrain' and not any(one.startswith('INITIAL=') for one in said):
+        if self.first and command != 'pretrain' and not _starts_elsewhere(said):
             given.append(f'INITIAL={self.place("start", seed)}')
         return [command, *settings((*said, *given))]
 
@@ -249,6 +251,10 @@ class Sweep:
             figure.savefig(file, format='png', dpi=150)
         pyplot.close(figure)
         return path
+
+
+def _starts_elsewhere(said: Sequence[str]) -> bool:
+    return any(one.startswith('INITIAL=') for one in said)
 
 
 def settings(said: Sequence[str]) -> list[str]:

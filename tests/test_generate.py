@@ -68,11 +68,11 @@ def pretrained_model(made: GenerateQuestions):
 def test_new_questions_on_which_the_vote_is_confident_are_a_bank(tmp_path, monkeypatch):
     seeds = [item.question for item in BANK.take(0, 10)]
     long = NEW[0].removesuffix('?') + ' she has' * 9 + '?'
-    written = [f'{NEW[0]} A: 3', NEW[1], f' {NEW[0]}', seeds[3], 'Hugo has', f'{long}', *NEW[2:]]
+    written = [f'{NEW[0]} A: 3', NEW[1], f' {NEW[0]}', seeds[3], 'Hugo has', f'{long}', 'is penspens?', *NEW[2:]]
     monkeypatch.setattr(GenerateQuestions, 'continuations', lambda self, model, seeds: written)
     out = tmp_path / 'new.jsonl'
     said = done(arguments('questions', out)).out
-    assert 'continuations 10, without end 1, known 2, too long 1, not confident ' in said
+    assert 'continuations 11, without end 1, known 2, not spelled 1, too long 1, not confident ' in said
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert 0 < len(found) <= len(NEW) and [one['question'] for one in found] == [
         question for question in NEW if question in {one['question'] for one in found}

@@ -158,6 +158,7 @@ def test_what_points_need_is_made_before_them(made):
     names = [f'{line.split()[0]} {pathlib.Path(line.split()[1]).name}' for line in lines]
     points = [f'improve {label}-1' for label in ('2', '4', 'taught')]
     assert names == ['pretrain start-1', 'pretrain small-1', 'improve 16-1', *points]
+    assert 'start' not in dataclasses.replace(other, points=(('taught', ('INITIAL={small}',)),)).commands
     words = other.words('16', 1)
     assert f'--gin.INITIAL={made.directory}/small-1' in words and '--gin_file=gin/runs/quickstart.gin' in words
     assert sum('INITIAL' in word for word in words) == 1 and not any('INITIAL' in w for w in other.words('small', 1))

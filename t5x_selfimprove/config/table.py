@@ -16,6 +16,7 @@ from t5x_selfimprove.data.part import Part
 from t5x_selfimprove.data.pool import Pool
 from t5x_selfimprove.data.possessions import Possessions
 from t5x_selfimprove.data.question_files import Csv, Json, JsonLines, Parquet
+from t5x_selfimprove.data.question_lists import QuestionLists
 from t5x_selfimprove.data.seqio_tasks import SeqioTask
 from t5x_selfimprove.data.stored_paths import StoredPaths
 from t5x_selfimprove.data.tasks import TaskFile
@@ -72,6 +73,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'data.Part': Part,
     'data.Pool': Pool,
     'data.Possessions': Possessions,
+    'data.QuestionLists': QuestionLists,
     'data.SeqioTask': SeqioTask,
     'data.TaskFile': TaskFile,
     'data.StoredPaths': StoredPaths,
