@@ -32,7 +32,7 @@ from t5x_selfimprove.display import Display
 
 SHOWN = 12  # last lines of a failed point's output
 ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
-WHEN = ('before', 'after')
+WHEN = ('before', 'after', 'change')  # the change of each seed is its own: seeds start from different models
 Estimate = tuple[float, float]  # mean over seeds, half of its 95 % interval
 
 
@@ -186,8 +186,9 @@ class Sweep:
         nothing to estimate it from."""
 
         def estimate(label: str, measure: str, when: int) -> Estimate | None:
-            there = [one['measures'][measure][when] for one in found['points'][label].values() if one['measures']]
-            return mean_of([value for value in there if value is not None])
+            there = [one['measures'][measure] for one in found['points'][label].values() if one['measures']]
+            there = [pair if None in pair else (*pair, pair[1] - pair[0]) for pair in there]
+            return mean_of([values[when] for values in there if len(values) > when and values[when] is not None])
 
         labels = list(found['points'])
         if not self.curve:
@@ -218,7 +219,8 @@ class Sweep:
             for line, estimates in lines.items():
                 columns.append(f'{pane}, {line}')
                 for row, made in zip(rows, estimates, strict=True):
-                    row.append('-' if made is None else f'{100 * made[0]:.1f} ± {100 * made[1]:.1f}')
+                    sign = '+' * line.endswith(WHEN[2])
+                    row.append('-' if made is None else f'{100 * made[0]:{sign}.1f} ± {100 * made[1]:.1f}')
         return f'{self.title}, per cent, mean over seeds ± 95 % interval', columns, rows
 
     def draw(self, found: dict[str, Any]) -> Path:
@@ -235,7 +237,7 @@ class Sweep:
         for pane, (name, lines) in zip(axes[0], panes.items(), strict=True):
             for line, estimates in lines.items():
                 made = [(x, *one) for x, one in zip(places, estimates, strict=True) if one is not None]
-                if made:
+                if made and not line.endswith(WHEN[2]):
                     x, mean, half = np.array(made).T
                     style = '--' if line.endswith(WHEN[0]) else '-'
                     pane.errorbar(x, 100 * mean, yerr=100 * half, fmt='o' + style, capsize=3, label=line)

@@ -72,7 +72,8 @@ def test_all_points_run_and_are_measured(made, capsys):
     assert title.startswith('Paths, per cent')
     assert columns[1:4] == ['seeds', 'training tokens', 'greedy accuracy, before']
     half = 100 * mean_of([0.2, 0.21, 0.22])[1]
-    assert rows[0] == ['2', '3', '100', '10.0 ± 0.0', f'21.0 ± {half:.1f}', '20.0 ± 0.0', '90.0 ± 0.0']
+    assert rows[0] == ['2', '3', '100', '10.0 ± 0.0', f'21.0 ± {half:.1f}', f'+11.0 ± {half:.1f}',
+                       '20.0 ± 0.0', '90.0 ± 0.0', '+70.0 ± 0.0']  # fmt: skip
     assert rows[1][4].startswith('41.0 ±') and 'figure: ' in capsys.readouterr().out
     assert pathlib.Path(made.directory, 'sweep.png').read_bytes().startswith(b'\x89PNG')
     made.run('')
@@ -135,15 +136,15 @@ def test_a_curve_of_runs_that_another_sweep_has_made(made):
     found = other.run('')
     assert len(calls(made)) == 9 and pathlib.Path(other.directory, 'sweep.png').exists()
     _, columns, rows = other.table(found)
-    lines = [f'accuracy, {label}, {when}' for label in '24' for when in ('before', 'after')]
+    lines = [f'accuracy, {label}, {when}' for label in '24' for when in ('before', 'after', 'change')]
     assert columns == ['paths', *lines] and [row[0] for row in rows] == ['1', '8']
     half = 100 * mean_of([0.4, 0.41, 0.42])[1]
-    assert rows[0][1:] == ['10.0 ± 0.0', rows[0][2], '10.0 ± 0.0', f'41.0 ± {half:.1f}']
-    assert rows[1][1:] == ['20.0 ± 0.0', '90.0 ± 0.0'] * 2
+    assert rows[0][4:] == ['10.0 ± 0.0', f'41.0 ± {half:.1f}', f'+31.0 ± {half:.1f}']
+    assert rows[1][1:] == ['20.0 ± 0.0', '90.0 ± 0.0', '+70.0 ± 0.0'] * 2
     found['points']['2']['1']['measures'] = None
     assert other.table(found)[1][1] == 'accuracy, 2, (2 of 3 seeds) before'
     one = dataclasses.replace(other, points=made.points[:1])
-    assert one.table(one.gather())[1] == ['paths', 'accuracy, before', 'accuracy, after']
+    assert one.table(one.gather())[1] == ['paths', *(f'accuracy, {when}' for when in ('before', 'after', 'change'))]
 
 
 def test_what_points_need_is_made_before_them(made):
