@@ -245,6 +245,8 @@ class Sweep:
             if not numeric:
                 pane.set_xticks(places, labels, rotation=20, ha='right')
             pane.set(xlabel=self.axis, ylabel=f'{name}, per cent')
+            bottom, top = pane.get_ylim()
+            pane.set_ylim(max(bottom, -3), min(top, 103))  # intervals may go beyond what an accuracy can be
             pane.grid(alpha=0.3)
         figure.suptitle(f'{self.title} ({len(self.seeds)} seeds, 95 % intervals)')
         figure.tight_layout()
