@@ -24,6 +24,7 @@ SETTINGS = {
     'sampling.Sampler.max_tokens': 16,
     'unlabelled/feed.Feed.per_batch': 64,
     'learning.Supervised.steps': 8,
+    'learning.Packing.rows': 256,  # those that are trained on
     'learning.Schedule.warmup': 1,
     'test/feed.Feed.per_round': 64,
     'partitioning.MeshShape.data': -1,
