@@ -20,6 +20,7 @@ from t5x_selfimprove.evaluate import Evaluation
 from t5x_selfimprove.feed import Feed
 from t5x_selfimprove.harness import harness_results
 from t5x_selfimprove.improve import Consolidator
+from t5x_selfimprove.models import decoding
 from t5x_selfimprove.models.config import ModelConfig
 from t5x_selfimprove.records import Questions, Samples, Verdict
 from t5x_selfimprove.sampling.sampler import Sampler
@@ -198,7 +199,7 @@ def _draw(
     model: Any, questions: Questions, seed: int, prompt: Template, sampler: Sampler, consolidator: Consolidator
 ) -> tuple[Samples, Verdict]:
     key = jax.random.key(seed)
-    samples = sampler(model, prompt(questions), key)
+    samples = sampler(decoding.for_sampling(model, sampler.weights), prompt(questions), key)
     return samples, consolidator(model, questions, samples, key)
 
 

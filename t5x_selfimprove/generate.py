@@ -16,6 +16,7 @@ from t5x_selfimprove.consolidation import MajorityVote
 from t5x_selfimprove.data import store
 from t5x_selfimprove.data.items import Bank, Unlabelled, check_banks, encode_questions, make_item
 from t5x_selfimprove.display import Display
+from t5x_selfimprove.models import decoding
 from t5x_selfimprove.models.config import ModelConfig
 from t5x_selfimprove.sampling.sampler import Sampler
 from t5x_selfimprove.session import check_writable
@@ -126,7 +127,7 @@ class GenerateQuestions:
 
         @jax.jit
         def continued(model: Any, questions: Any, key: jax.Array) -> Any:
-            return self.sampler(model, plain(questions), key)
+            return self.sampler(decoding.for_sampling(model, self.sampler.weights), plain(questions), key)
 
         texts = []
         for start in range(0, self.prompts, self.per_batch):
@@ -171,7 +172,8 @@ class GenerateQuestions:
 
         @jax.jit
         def voted(model: Any, arrays: Any, key: jax.Array) -> Any:
-            samples = self.vote_sampler(model, self.prompt(arrays), key)
+            frozen = decoding.for_sampling(model, self.vote_sampler.weights)
+            samples = self.vote_sampler(frozen, self.prompt(arrays), key)
             verdict = self.consolidator(model, arrays, samples, key)
             return verdict.chosen, verdict.share, verdict.keep.reshape(self.per_batch, -1).max(axis=1)
 
@@ -236,7 +238,8 @@ class GenerateExemplars:
         questions = [item.question for item in Unlabelled(self.questions).take(0, self.tried)]
         greedy = dataclasses.replace(self.sampler, samples=1, temperature=0.0)
         with display.phase('answer', f'answering {self.tried} questions'):
-            told = ask(model, questions, self.prompt, greedy, self.consolidator)
+            parts = {'prompt': self.prompt, 'sampler': greedy, 'consolidator': self.consolidator}
+            told = [one.stored for one in ask(model, self.vocabulary, questions, **parts)]
         good = [one for one in told if one['votes'] > 0]
         if len(good) < self.exemplars:
             raise ValueError(
