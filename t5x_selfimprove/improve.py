@@ -74,6 +74,11 @@ class Recipe:
         """The formats that kept paths are trained in."""
         return self.formats or (LessonFormat('path', self.lesson_prompt or self.prompt),)
 
+    @property
+    def replay_prompt(self) -> Template:
+        """What replayed examples are trained after: no prompt for an answer alone, since they have rationales."""
+        return next((one.prompt for one in self.lessons if one.target == 'path'), self.prompt)
+
 
 @record
 class Round:

@@ -213,7 +213,7 @@ class _Run:
         settings = self.settings
         if settings.replay is None:
             return None
-        template = settings.recipe.lessons[0].prompt
+        template = settings.recipe.replay_prompt
         items = settings.replay.take(0, settings.replay.size)
         pack = settings.recipe.learner.packing
         examples, _ = encode_examples(

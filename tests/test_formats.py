@@ -132,6 +132,10 @@ def test_formats_of_a_recipe():
     with pytest.raises(ValueError, match='name of its own; they are direct, direct'):
         dataclasses.replace(plain, formats=FORMATS[-1:] * 2)
     assert isinstance(dataclasses.replace(plain, formats=FORMATS), Recipe)
+    # Examples have rationales.
+    assert dataclasses.replace(plain, formats=FORMATS[1:]).replay_prompt == FORMATS[2].prompt
+    assert dataclasses.replace(plain, formats=FORMATS[1::2]).replay_prompt == plain.prompt
+    assert dataclasses.replace(plain, lesson_prompt=FORMATS[0].prompt).replay_prompt == FORMATS[0].prompt
     with pytest.raises(ValueError, match="without a comma; it is 'a,b'"):
         LessonFormat('a,b', other)
     with pytest.raises(ValueError, match="it is 'rationale'"):
