@@ -121,7 +121,11 @@ class GenerateQuestions:
     def continuations(self, model: Any, seeds: list[str]) -> list[str]:
         """What the model wrote behind every list."""
         draw = random.Random(self.seed)
-        items = [make_item(self.lists.prompt(seeds, draw)) for _ in range(self.prompts)]
+        # Lists repeat where seeds are few, and draws hang on ids: numbered, each list is continued in its own way.
+        items = [
+            dataclasses.replace(make_item(self.lists.prompt(seeds, draw)), id=f'{number:016x}')
+            for number in range(self.prompts)
+        ]
         room = max(len(self.vocabulary.encode(item.question)) for item in items)
         plain = Template(self.vocabulary)
 
@@ -133,9 +137,7 @@ class GenerateQuestions:
         for start in range(0, self.prompts, self.per_batch):
             part = items[start : start + self.per_batch]
             arrays, _ = encode_questions(part, self.vocabulary, room, count=self.per_batch)
-            # Lists repeat where seeds are few: the number of the batch keeps their draws apart.
-            key = jax.random.fold_in(jax.random.key(self.seed), start)
-            samples = jax.device_get(continued(model, arrays, key))
+            samples = jax.device_get(continued(model, arrays, jax.random.key(self.seed)))
             rows = len(part) * self.sampler.samples
             texts += [self.vocabulary.decode(samples.tokens[row][samples.mask[row]]) for row in range(rows)]
         return texts

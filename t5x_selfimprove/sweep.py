@@ -115,8 +115,14 @@ class Sweep:
 
         seed = self.seeds[0]
         for label in self.commands:
-            asked = config.parse_arguments(self.words(label, seed))
+            asked = config.parse_arguments([word for word in self.words(label, seed) if not self.to_be_made(word)])
             config.build(config.ROOTS[asked.command], asked.files, asked.bindings)
+
+    def to_be_made(self, word: str) -> bool:
+        """Whether a word is a gin file that a stage is yet to write."""
+        path = Path(word.removeprefix('--gin_file='))
+        places = [self.place(label, seed) for label, *_ in self.stages for seed in self.seeds]
+        return word.startswith('--gin_file=') and path.parent in places and not path.exists()
 
     def place(self, label: str, seed: int) -> Path:
         """The run directory of a point."""

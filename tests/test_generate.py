@@ -1,5 +1,6 @@
 """Questions and exemplars that a model writes itself, and what becomes of them in a run."""
 
+import dataclasses
 import json
 import random
 
@@ -57,6 +58,8 @@ def test_what_a_model_goes_on_with(tmp_path):
     texts = made.continuations(model, seeds)
     assert len(texts) == 4 * made.sampler.samples and len(set(texts)) > 1
     assert texts == made.continuations(model, seeds)
+    one = dataclasses.replace(made, lists=Lists(1, '', '?'), prompts=6, per_batch=4)
+    assert len(set(one.continuations(model, seeds[:1]))) > 4  # the same list, six times
 
 
 def pretrained_model(made: GenerateQuestions):

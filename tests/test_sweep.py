@@ -101,7 +101,7 @@ def test_another_command_does_not_go_on_with_a_run(made, capsys):
     with pytest.raises(RuntimeError, match=r'3 of 6 points failed \(4-0, 4-1, 4-2\)'):
         other.run('')
     found = json.loads(pathlib.Path(made.directory, 'sweep.json').read_text())
-    assert found['points']['4']['0'] ['measures'] is None  # not those of the other command
+    assert found['points']['4']['0']['measures'] is None  # not those of the other command
     assert '4-0 was made by another command; remove it' in capsys.readouterr().out and len(calls(made)) == 9
     made.run('')
     assert len(calls(made)) == 9
@@ -167,6 +167,9 @@ def test_what_points_need_is_made_before_them(made):
     words = other.words('taught', 1)
     assert f'--gin.data.StoredPaths.directory={made.directory}/16-1' in words
     assert words[-1] == f'--gin.INITIAL={made.directory}/start-1'
+    dataclasses.replace(other, points=(('told', ('{small}/made.gin',)),)).check()  # a stage is yet to write it
+    with pytest.raises(config.ConfigError, match=r'there is no file .*other/made\.gin'):
+        dataclasses.replace(other, points=(('told', (f'{made.directory}/other/made.gin',)),)).check()
 
 
 def test_measures():

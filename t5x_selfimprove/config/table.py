@@ -12,6 +12,7 @@ from t5x_selfimprove.ask import Evaluate, SampleRun
 from t5x_selfimprove.consolidation import AnswerFormat, GoldAnswer, MajorityVote, Unvoted
 from t5x_selfimprove.data import possessions
 from t5x_selfimprove.data.curriculum import Curriculum
+from t5x_selfimprove.data.few_shot import FewShot
 from t5x_selfimprove.data.part import Part
 from t5x_selfimprove.data.pool import Pool
 from t5x_selfimprove.data.possessions import Possessions
@@ -67,6 +68,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     'consolidation.Unvoted': Unvoted,
     'data.Csv': Csv,
     'data.Curriculum': Curriculum,
+    'data.FewShot': FewShot,
     'data.Json': Json,
     'data.JsonLines': JsonLines,
     'data.Parquet': Parquet,

@@ -23,8 +23,9 @@ SETTINGS = {
     'sampling.Sampler.samples': 4,
     'sampling.Sampler.max_tokens': 16,
     'unlabelled/feed.Feed.per_batch': 64,
-    'learning.Supervised.steps': 8,
-    'learning.Packing.rows': 256,  # those that are trained on
+    'learning.Supervised.steps': 4,
+    'learning.Supervised.batch_rows': 8,
+    'learning.Packing.rows': 32,  # those that are trained on
     'learning.Schedule.warmup': 1,
     'test/feed.Feed.per_round': 64,
     'partitioning.MeshShape.data': -1,
