@@ -114,6 +114,12 @@ def test_pandas_reads_a_folder_of_them(tmp_path):
     assert frame[frame.kept].text.tolist() == ['ab', 'ab'] and frame.suite.notna().sum() == 2
 
 
+def test_datasets_reads_them(tmp_path):
+    datasets = pytest.importorskip('datasets')
+    rows = datasets.load_dataset('parquet', data_files=str(written(tmp_path)), split='train', cache_dir=str(tmp_path))
+    assert rows.num_rows == 4 and [row['text'] for row in rows if row['kept']] == ['ab']
+
+
 def test_files_that_are_none(tmp_path):
     (tmp_path / 'torn.parquet').write_bytes(b'PAR1')
     pyarrow.parquet.write_table(pyarrow.table({'text': ['a']}), tmp_path / 'other.parquet')
