@@ -10,7 +10,7 @@ from t5x_selfimprove.precompile.hlo import Computation, Instruction, Program, Sh
 
 FREE = frozenset(
     'parameter constant get-tuple-element tuple bitcast after-all partition-id replica-id iota opt-barrier '
-    'optimization-barrier async-update call while conditional'.split()
+    'optimization-barrier async-start async-update call while conditional'.split()
 )
 SLICES = ('dynamic-slice', 'slice', 'gather')
 WINDOW = re.compile(r'(\w+)=([\d_x\-]+)')
@@ -94,7 +94,7 @@ def traffic(program: Program, computation: Computation, instruction: Instruction
     counted as the update.
     """
     reserved = instruction.opcode == 'custom-call' and not instruction.operands  # a buffer that others write
-    if instruction.opcode in FREE or instruction.opcode.endswith('-done') or reserved:
+    if instruction.opcode in FREE or instruction.opcode.endswith('-done') or reserved or instruction.wrapped:
         return 0.0
     if instruction.opcode in ('copy-start', 'slice-start'):
         source, *rest = [shape for shape in instruction.shapes if shape.dtype != 'u32' or shape.sizes]

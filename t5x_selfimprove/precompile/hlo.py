@@ -74,6 +74,12 @@ class Instruction:
         found = re.search(rf'\b{attribute}=%?([\w.\-]+)', self.attributes)
         return found[1] if found else None
 
+    @property
+    def wrapped(self) -> tuple[str, ...]:
+        """The computations that a custom call stands for, as that of a gather which a TPU's SparseCore does."""
+        names = self.attributes.partition('called_computations={')[2].partition('}')[0]
+        return tuple(NAME.findall(names)) if self.opcode == 'custom-call' else ()
+
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
@@ -116,7 +122,7 @@ def parse(text: str) -> Program:
         if header:
             name, lines = header[2], []
             entry = name if header[1] else entry
-        elif line == '}' and name:
+        elif line.partition(',')[0] == '}' and name:  # behind the comma, the thread that it runs in
             computations[name] = Computation(name, tuple(map(instruction, lines)))
             name = None
         elif name and re.match(r'\s+(ROOT )?%?[\w.\-]+ = ', line):

@@ -117,18 +117,24 @@ class _Walk:
         """Computations that an instruction runs, loops and fusions apart. Of branches all are counted."""
         if instruction.opcode in ('call', 'async-start'):
             yield instruction.called('to_apply') or instruction.called('calls')
+        yield from instruction.wrapped
         if instruction.opcode == 'conditional':
             branches = instruction.attributes.partition('branch_computations={')[2].partition('}')[0]
             both = [instruction.called('true_computation'), instruction.called('false_computation')]
             yield from hlo.NAME.findall(branches) or filter(None, both)
 
     def exchanges(self, instruction: Instruction) -> Iterator[Instruction]:
-        """Collectives of an instruction, those inside its fusion too."""
+        """Collectives of an instruction, those inside its fusion too; the compiler for TPUs writes a reduce-scatter as
+        a fusion of that name, of an all-reduce and the slice that is kept."""
         if collectives.kind_of(instruction.opcode):
             yield instruction
         if instruction.opcode == 'fusion':
-            for each in self.program.computations[instruction.called('calls')].instructions:
-                yield from self.exchanges(each)
+            name = instruction.called('calls')
+            for each in self.program.computations[name].instructions:
+                for found in self.exchanges(each):
+                    if name.startswith('all-reduce-scatter') and found.opcode == 'all-reduce':
+                        found = dataclasses.replace(found, opcode='reduce-scatter', shapes=instruction.shapes)
+                    yield found
 
 
 def phase_of(scope: str, otherwise: str) -> str:

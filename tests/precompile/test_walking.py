@@ -79,6 +79,58 @@ def test_a_loop_of_decoding_that_data_alone_ends_takes_the_steps_of_the_sampler(
     assert found.phases['decoding'].flops == 100 * 2 * 8 * 4 * 4
 
 
+SPARSE = """%taken.fused (t: f32[64,16], i: s32[4]) -> f32[4,16] {
+  %t = f32[64,16] parameter(0)
+  %i = s32[4] parameter(1)
+  ROOT %rows = f32[4,16] gather(%t, %i), offset_dims={1}
+}, execution_thread="sparsecore"
+
+%taken (u: f32[64,16], j: s32[4]) -> f32[4,16] {
+  %u = f32[64,16] parameter(0)
+  %j = s32[4] parameter(1)
+  ROOT %gathered = f32[4,16] fusion(%u, %j), kind=kCustom, calls=%taken.fused
+}, execution_thread="sparsecore"
+
+%wrapped (v: f32[64,16], k: s32[4]) -> f32[4,16] {
+  %v = f32[64,16] parameter(0)
+  %k = s32[4] parameter(1)
+  ROOT %custom = f32[4,16] custom-call(%v, %k), custom_call_target="TODO", called_computations={%taken}
+}, execution_thread="sparsecore"
+
+ENTRY %main (table: f32[64,16], ids: s32[4]) -> f32[4,16] {
+  %table = f32[64,16] parameter(0)
+  %ids = s32[4] parameter(1)
+  %started = ((f32[64,16], s32[4]), f32[4,16], u32[]) async-start(%table, %ids), calls=%wrapped
+  ROOT %done = f32[4,16] async-done(%started)
+}
+"""
+
+
+def test_a_gather_that_a_sparse_core_does_takes_its_rows_alone():
+    found = walking.costs(SPARSE, mesh(), STEPS)
+    assert found.phases['between'].hbm_bytes == 2 * 4 * 16 * 4 + 4 * 4  # rows read and written, and their numbers
+
+
+SCATTER = """%all-reduce-scatter.1 (whole: f32[64,16]) -> f32[16,16] {
+  %whole = f32[64,16] parameter(0)
+  %sum = f32[64,16] all-reduce(%whole), channel_id=3, replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%added
+  %place = s32[] constant(0)
+  ROOT %part = f32[16,16] dynamic-slice(%sum, %place, %place), dynamic_slice_sizes={16,16}
+}
+
+ENTRY %main (gradient: f32[64,16]) -> f32[16,16] {
+  %gradient = f32[64,16] parameter(0)
+  ROOT %kept = f32[16,16] fusion(%gradient), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_a_reduce_scatter_that_is_written_as_a_fusion():
+    (exchange,) = walking.costs(SCATTER, mesh(), STEPS).phases['between'].collectives
+    assert (exchange.kind, exchange.axes, exchange.size) == ('reduce-scatter', ('fsdp',), 4)
+    assert exchange.bytes == 3 / 4 * 64 * 16 * 4
+
+
 def test_lines_that_a_kernel_says_of_itself_belong_to_it():
     computation = hlo.parse(TEXT).computations['kernel']
     assert [each.name for each in computation.instructions] == ['a', 'called']
