@@ -53,6 +53,18 @@ TPU_MEMORY = MappingProxyType(
 GPU_MEMORY = MappingProxyType(
     {'NVIDIA H100 80GB HBM3': 0.75 * 84942979072 / 2**30, 'NVIDIA H200': 0.75 * 151397597184 / 2**30}
 )
+# Floating point operations a second of a device, bfloat16, by kind; sources in `precompile/chips.py`.
+PEAK_FLOPS = MappingProxyType(
+    {
+        'TPU v4': 275e12,
+        'TPU v5 lite': 197e12,
+        'TPU v5': 459e12,
+        'TPU v6 lite': 918e12,
+        'TPU7x': 2307e12 / 2,
+        'NVIDIA H100 80GB HBM3': 989e12,
+        'NVIDIA H200': 989e12,
+    }
+)
 COPIED = ('kv_heads',)  # logical axes that are whole on every device where they do not divide
 
 

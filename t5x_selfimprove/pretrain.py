@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5x_selfimprove import improve, metrics, partitioning
+from t5x_selfimprove import improve, metrics, partitioning, profiling
 from t5x_selfimprove.checkpoints import Described, describe_model, model_facts, read_model
 from t5x_selfimprove.data.items import Bank, check_banks, encode_examples
 from t5x_selfimprove.learning.supervised import Supervised
@@ -135,7 +135,8 @@ class Pretrain:
                 program = jax.jit(functools.partial(_chunk, learner=self.learner), donate_argnums=0)
                 with display.phase('compile', 'compiling the training'):
                     step = program.lower(state, batch).compile()
-            with display.phase('chunk', f'pre-training, chunk {number + 1} of {chunks}'):
+            profile = profiling.traced(session.directory, self.place.profile, [number + 1])
+            with display.phase('chunk', f'pre-training, chunk {number + 1} of {chunks}'), profile:
                 state, counted = step(state, batch)
                 found = metrics.values(partitioning.fetch(counted))
             seconds = time.perf_counter() - start

@@ -50,6 +50,7 @@ class Place:
     keep_every: int | None = None  # and one of so many rounds (chunks, of pre-training)
     checkpoint_directory: str | None = None  # that holds `checkpoints`, or its gs:// URL; None: `directory`
     tensorboard: bool = True
+    profile: tuple[int, ...] = ()  # rounds (chunks, of pre-training) that are profiled, into the folder `profile`
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_selfimprove import improve, metrics, partitioning, placement, processes, tally
+from t5x_selfimprove import improve, metrics, partitioning, placement, processes, profiling, tally
 from t5x_selfimprove.checkpoints import Described, describe_model, model_facts, read_model
 from t5x_selfimprove.data import store
 from t5x_selfimprove.data.items import Bank, Item, check_banks, encode_examples, encode_questions
@@ -182,6 +182,8 @@ class _Run:
         settings.guards.check_canary([suite.name for suite in self.suites])
         self.watch = Watch(settings.guards, session)
         self.replay = self.pack_replay()
+        model = jax.eval_shape(lambda: settings.model.create(settings.vocabulary.size, jax.random.key(0)))
+        self.met = profiling.met(model, settings.model)  # parameters that a token meets
 
     @property
     def drift_limit(self) -> float:
@@ -298,7 +300,8 @@ class _Run:
         name = f'round {last}' if last == done + 1 else f'rounds {done + 1} to {last}'
         rest = (settings.rounds - last) / settings.rounds_per_dispatch
         after = rest * sum(display.seconds.get(kind, 0.0) for kind in ('round', 'evaluate'))
-        with display.phase('round', f'{name} of {settings.rounds}: sampling, vote, training', after):
+        profile = profiling.traced(self.session.directory, settings.place.profile, range(done + 1, last + 1))
+        with display.phase('round', f'{name} of {settings.rounds}: sampling, vote, training', after), profile:
             state, left = step(state, questions, self.replay)
             left, known = partitioning.fetch((left, questions.known.sum(axis=(1, 2))))
         seconds = time.perf_counter() - start
@@ -338,6 +341,8 @@ class _Run:
                 f'learning (limit {limit:g}): what samples is not what learns. The last good state is checkpoint '
                 f'{session.checkpoints.latest}. Set train.Improve.drift_limit where this is meant'
             )
+        tokens = found['sampled_tokens'], found['training_tokens']
+        found['mfu'] = profiling.utilization(self.met, *tokens, seconds, session.devices)
         edges = tally.length_edges(settings.recipe.sampler.max_tokens)
         counts = found.pop('length_histogram')
         facts['seconds']['store'] = time.perf_counter() - start
@@ -348,8 +353,8 @@ class _Run:
             f'{percent(found["truncated"])} % truncated, '
             f'mean vote share {found["mean_vote_share"] or 0:.2f}, kept {found["kept_paths"]:,.0f} paths of '
             f'{found["kept_questions"]:,.0f} questions, loss {"-" if loss is None else f"{loss:.3f}"}, '
-            f'{found["sampled_tokens"] / seconds:,.0f} sampled + {found["training_tokens"] / seconds:,.0f} trained '
-            f'tokens/s, {seconds:.1f} s'
+            f'{tokens[0] / seconds:,.0f} sampled + {tokens[1] / seconds:,.0f} trained tokens/s, {seconds:.1f} s'
+            + (f', MFU {percent(found["mfu"])} %' if found['mfu'] else '')
             + (f', {facts["skipped_questions"]} questions too long' if facts['skipped_questions'] else '')
         )
         self.watch.look(number, found)

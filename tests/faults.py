@@ -66,7 +66,7 @@ def start(directory: pathlib.Path, arguments: list[str], kill_at: str = '', kill
 
 def without_times(found: list[dict]) -> list[dict]:
     """Events but for what the clock says."""
-    times = ('time', 'seconds')
+    times = ('time', 'seconds', 'mfu')
     return [{name: value for name, value in event.items() if name not in times} for event in found]
 
 

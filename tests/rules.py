@@ -25,6 +25,7 @@ FLOORS = {
         'pretrain',
         'precompile',
         'placement',
+        'profiling',
         'make_vocabulary',
         'ask',
         'export',

@@ -112,7 +112,9 @@ def test_left_out_examples_are_counted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'bank.jsonl').write_text(''.join(json.dumps(item) + '\n' for item in items))
     settings = {**BANK, 'pretrain__Pretrain__too_long': 'skip', 'learning__Supervised__total_rounds': 1}
-    outcome = tiny_run.done(pretrain_arguments('run', **settings, learning__Supervised__steps=2))
+    settings |= {'learning__Supervised__steps': 2, 'session__Place__profile': '(1,)'}
+    outcome = tiny_run.done(pretrain_arguments('run', **settings))
+    assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
     assert '4 examples too long and left out' in outcome.out
     (told,) = events(tmp_path / 'run', 'pretrain')
     assert told['skipped'] == 4 and math.isfinite(told['loss'])

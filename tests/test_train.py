@@ -62,7 +62,7 @@ def test_metrics():
     assert [event['round'] for event in rounds] == [1, 2]
     for event in rounds:
         assert event['questions'] == QUESTIONS and event['samples'] == QUESTIONS * SAMPLES
-        assert event['labels_read'] == 0 and event['skipped_questions'] == 0
+        assert event['labels_read'] == 0 and event['skipped_questions'] == 0 and event['mfu'] is None  # of a CPU
         assert 0 < event['answered'] <= 1 and 0 < event['mean_vote_share'] <= 1
         assert 0 < event['kept_questions'] <= event['kept_paths'] <= 4 * event['kept_questions']
         assert sum(event['length_histogram']['counts']) == event['samples']
@@ -187,9 +187,10 @@ def without_times(found: list[dict]) -> list[dict]:
 
 
 def test_two_rounds_a_dispatch_equal_one(tmp_path):
-    settings = {'train__Improve__rounds_per_dispatch': 2}
+    settings = {'train__Improve__rounds_per_dispatch': 2, 'session__Place__profile': '(2,)'}
     outcome = tiny_run.done(improve_arguments(tmp_path, pretrained().directory, **settings))
     assert 'rounds' in outcome.out and '2, 2 a dispatch' in outcome.out
+    assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
     assert same_bits(arrays(tmp_path), arrays(finished().directory))
     assert without_times(events(tmp_path, 'round')) == without_times(events(finished().directory, 'round'))
     for number in (1, 2):

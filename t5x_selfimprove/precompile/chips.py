@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from t5x_selfimprove.partitioning import GPU_MEMORY, TPU_MEMORY
+from t5x_selfimprove.partitioning import GPU_MEMORY, PEAK_FLOPS, TPU_MEMORY
 from t5x_selfimprove.precompile import targets
 
 
@@ -25,7 +25,6 @@ class Chip:
     """What a roofline needs to know of a chip; all of it of a whole chip, as jax numbers them `devices` to a chip."""
 
     name: str
-    flops: float  # a second, bfloat16
     kind: str  # what jax calls its devices
     hbm_bandwidth: float  # bytes a second
     links: float  # bytes a second that a chip sends to its neighbours: over all axes of the torus, or over NVLink
@@ -37,6 +36,11 @@ class Chip:
     platform: str = 'tpu'
 
     @property
+    def flops(self) -> float:
+        """Floating point operations a second of the chip, bfloat16."""
+        return PEAK_FLOPS[self.kind] * self.devices
+
+    @property
     def hbm(self) -> float:
         """Bytes of a device that a program may use."""
         return {**TPU_MEMORY, **GPU_MEMORY}[self.kind] * (1 << 30)
@@ -44,17 +48,17 @@ class Chip:
 
 def _gpu(name: str, kind: str, memory: int, bandwidth: float) -> Chip:
     target = targets.hopper(kind, memory, bandwidth)
-    return Chip(name, 989e12, kind, bandwidth, 450e9, 50e9, 2, config={'target_config': target}, platform='gpu')
+    return Chip(name, kind, bandwidth, 450e9, 50e9, 2, config={'target_config': target}, platform='gpu')
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip('v4', 275e12, 'TPU v4', 1228e9, 300e9, None, 3, config={'chip_config_name': 'megacore'}),
-        Chip('v5e', 197e12, 'TPU v5 lite', 819e9, 200e9, 25e9 / 8, 2),
-        Chip('v5p', 459e12, 'TPU v5', 2765e9, 600e9, 50e9 / 8, 3),
-        Chip('v6e', 918e12, 'TPU v6 lite', 1640e9, 400e9, 100e9 / 8, 2),
-        Chip('v7x', 2307e12, 'TPU7x', 7380e9, 600e9, 100e9 / 8, 3, devices=2, shape='tpu7x'),
+        Chip('v4', 'TPU v4', 1228e9, 300e9, None, 3, config={'chip_config_name': 'megacore'}),
+        Chip('v5e', 'TPU v5 lite', 819e9, 200e9, 25e9 / 8, 2),
+        Chip('v5p', 'TPU v5', 2765e9, 600e9, 50e9 / 8, 3),
+        Chip('v6e', 'TPU v6 lite', 1640e9, 400e9, 100e9 / 8, 2),
+        Chip('v7x', 'TPU7x', 7380e9, 600e9, 100e9 / 8, 3, devices=2, shape='tpu7x'),
         _gpu('h100', 'NVIDIA H100 80GB HBM3', 84942979072, 3352.32e9),
         _gpu('h200', 'NVIDIA H200', 151397597184, 4800e9),
     )

@@ -94,7 +94,7 @@ SPARSE = """%taken.fused (t: f32[64,16], i: s32[4]) -> f32[4,16] {
 %wrapped (v: f32[64,16], k: s32[4]) -> f32[4,16] {
   %v = f32[64,16] parameter(0)
   %k = s32[4] parameter(1)
-  ROOT %custom = f32[4,16] custom-call(%v, %k), custom_call_target="TODO", called_computations={%taken}
+  ROOT %custom = f32[4,16] custom-call(%v, %k), custom_call_target="offloaded", called_computations={%taken}
 }, execution_thread="sparsecore"
 
 ENTRY %main (table: f32[64,16], ids: s32[4]) -> f32[4,16] {
