@@ -192,7 +192,7 @@ make_environment() {
   # Two scripts at once must not install over each other. Reading this file is enough to hold a lock on it.
   if command -v flock >/dev/null 2>&1; then
     exec 9<"$ROOT/launch/environment.sh"
-    flock -n 9 || { note 'another script is installing here; waiting for it' && flock 9 || true; }
+    flock -n 9 || { note 'another script is installing here; waiting for it'; flock 9 || true; }
   fi
   create_environment "${1:-}"
   install_project "${1:-}"
