@@ -11,13 +11,15 @@ import argparse
 import json
 import os
 import pathlib
+import random
 import resource
 import subprocess
 import sys
 import tempfile
 
 QUESTIONS = 7473
-PIECES = 4096  # tokens of the vocabulary
+PIECES = 2048  # tokens of the vocabulary
+TAUGHT = "Question: {question}\nAnswer: Let's think step by step. The answer is {number}.<|endoftext|>"
 SETTINGS = {
     'STYLE': 'zero_shot_cot',
     'sampling.Sampler.samples': 4,
@@ -35,7 +37,10 @@ SETTINGS = {
 
 
 def make_checkpoint(folder: pathlib.Path, questions: pathlib.Path) -> None:
-    """A random Llama of about 0.4 million parameters with a byte-level BPE vocabulary, as Hugging Face has them."""
+    """A Llama of random numbers, 0.15 million, with a byte-level BPE vocabulary, as Hugging Face has them.
+
+    It is taught for some steps to say that the answer is some digit: paths without answers would train nothing.
+    """
     import torch
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -50,10 +55,28 @@ def make_checkpoint(folder: pathlib.Path, questions: pathlib.Path) -> None:
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='<|endoftext|>')
     wrapped.save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {'hidden_size': 64, 'intermediate_size': 128, 'num_hidden_layers': 2, 'num_attention_heads': 4}
+    sizes = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 1, 'num_attention_heads': 2}
     end = tokenizer.token_to_id('<|endoftext|>')
-    config = transformers.LlamaConfig(vocab_size=PIECES, num_key_value_heads=2, eos_token_id=end, **sizes)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    config = transformers.LlamaConfig(vocab_size=PIECES, num_key_value_heads=1, eos_token_id=end, **sizes)
+    model = transformers.LlamaForCausalLM(config)
+    teach(model, tokenizer, [json.loads(line)['question'] for line in questions.open(encoding='utf-8')])
+    model.save_pretrained(folder)
+
+
+def teach(model, tokenizer, questions: list[str], steps: int = 300) -> None:
+    """Trains the model to answer any question with some digit."""
+    import torch
+
+    optimizer, draw = torch.optim.AdamW(model.parameters(), lr=1e-2), random.Random(0)
+    tokenizer.enable_padding()
+    for _ in range(steps):
+        texts = [TAUGHT.format(question=one, number=draw.randrange(1, 4)) for one in draw.sample(questions, 8)]
+        rows = tokenizer.encode_batch(texts)
+        tokens, mask = torch.tensor([row.ids for row in rows]), torch.tensor([row.attention_mask for row in rows])
+        loss = model(tokens, attention_mask=mask, labels=tokens.where(mask > 0, -100)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def run(data: pathlib.Path, checkpoint: pathlib.Path, directory: pathlib.Path, devices: int) -> str:
