@@ -17,6 +17,7 @@ from t5x_selfimprove.models import layers
 from t5x_selfimprove.models.cache import Own, Seats, Segment
 from t5x_selfimprove.models.config import TransformerConfig
 
+QUERIES = 512  # of a prompt, whose scores are in memory at the same time
 MASKED = -1e30  # finite, so that a row in which everything is masked gives zeros instead of NaN
 
 
@@ -107,6 +108,34 @@ def attend(
     scores = scores if bias is None else scores + bias
     weights, peak, total = _weigh(scores, allowed[:, None, None])
     return layers.product('bkgtu,bkuh->bkgth', weights, value, query.dtype), peak, total
+
+
+def attend_prompt(
+    query: Float[Array, 'B K G T h'],
+    key: Float[Array, 'B T K h'],
+    value: Float[Array, 'B T K h'],
+    allowed: Bool[Array, 'B T T'],
+    softcap: float = 0.0,
+) -> Part:
+    """As `attend`, but of long rows one part of the queries after the other: memory grows with their length,
+    not with its square."""
+    time = query.shape[3]
+    if time < 2 * QUERIES:
+        return attend(query, key, value, allowed, softcap)
+    parts = -(-time // QUERIES)
+    each = -(-time // parts)
+
+    def split(array: jax.Array, axis: int) -> jax.Array:
+        """[parts, ...]: the axis of queries in equal parts, filled up."""
+        fill = [(0, parts * each - time if number == axis else 0) for number in range(array.ndim)]
+        cut = jnp.pad(array, fill).reshape(*array.shape[:axis], parts, each, *array.shape[axis + 1 :])
+        return jnp.moveaxis(cut, axis, 0)
+
+    of_part = lambda part: attend(part[0], key, value, part[1], softcap)  # noqa: E731
+    found = jax.lax.map(of_part, (split(query, 3), split(allowed, 1)))
+    joint = [jnp.moveaxis(array, 0, 3).reshape(*query.shape[:3], -1, *array.shape[5:]) for array in found]
+    mixed, peak, total = (array[:, :, :, :time] for array in joint)
+    return mixed, peak, total
 
 
 def attend_segment(

@@ -244,8 +244,9 @@ class Transformer(nnx.Module):
         config = self.config
         name, _ = kernels.choose(config, key.shape[1], partitioning.platform())
         if name == 'plain' or (name == 'fused' and not alone):
-            allowed = self._of_kind(sliding, *masks)
-            return attention.attend(query, key, value, allowed, config.attention_softcap)
+            # Rows of learning may lie on several devices between their tokens; prompts do not.
+            plain = attention.attend_prompt if segment is None else attention.attend
+            return plain(query, key, value, self._of_kind(sliding, *masks), config.attention_softcap)
 
         def attend(window: int) -> attention.Part:
             return kernels.attend_rows(name, query, key, value, segment, window, config, alone)

@@ -41,6 +41,30 @@ def test_attention_by_the_formula():
         close(got[row], softmax_attention(query[row], key[row], value[row], allowed[row]))
 
 
+@pytest.mark.parametrize('time', [8, 11])
+def test_long_prompts_attend_in_parts(monkeypatch, time):
+    query, key, value = normal(2, time, 4, 8), normal(2, time, 2, 8, seed=1), normal(2, time, 2, 8, seed=2)
+    allowed = jnp.broadcast_to(jnp.tril(jnp.ones((time, time), bool)), (2, time, time)).at[0, 2:, 1].set(False)
+    inputs = attention.grouped(query, 2, 1.0), key, value, allowed
+    wanted = jax.jit(lambda *inputs: attention.attend(*inputs, softcap=3.0))(*inputs)
+    monkeypatch.setattr(attention, 'QUERIES', 3)
+    got = jax.jit(lambda *inputs: attention.attend_prompt(*inputs, softcap=3.0))(*inputs)
+    for mine, other in zip(got, wanted, strict=True):
+        assert mine.shape == other.shape
+        close(mine, other)
+
+
+def test_memory_of_long_prompts_is_not_quadratic():
+    def temporary(time):
+        shapes = [(1, 2, 4, time, 8), (1, time, 2, 8), (1, time, 2, 8)]
+        arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        allowed = lambda: jnp.tril(jnp.ones((1, time, time), bool))  # noqa: E731
+        program = jax.jit(lambda *arrays: attention.attend_prompt(*arrays, allowed()))
+        return program.lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(4096) < 2.5 * temporary(2048)
+
+
 def test_segments_merge_to_attention_over_all_of_them():
     # 6 rows of 2 queries; a segment shared by all, one by 3 rows each, one of each row.
     query = normal(6, 2, 4, 6)
