@@ -21,6 +21,7 @@ from t5x_selfimprove.records import record
 
 BLOCK = 32  # columns of a ring that are read together where layers are by themselves
 
+
 @record
 class Segment:
     """Keys and values of one stretch of context: of all layers, or of one where the leading L is absent.
