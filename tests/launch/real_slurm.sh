@@ -76,14 +76,14 @@ echo "job $job"
 until [ -e "$place/run/samples/evaluation_0001.parquet" ] || ! squeue -h -j "$job" | grep -q .; do sleep 0.2; done
 scancel --signal=USR1 "$job" # what --signal=USR1@600 does when the time is nearly over
 echo 'asked to save'
-# A job that was queued again is held back for a while.
+# A job that was queued again is held back for a while; started in the second that it ended in, slurmd would refuse it.
 last=
 for _ in $(seq 1200); do
   state=$(squeue -h -o '%T %r' -j "$job" 2>/dev/null || true)
   [ "$state" = "$last" ] || echo "${state:-gone}"
   last=$state
   [ -n "$state" ] || break
-  case $state in *BeginTime*) scontrol update jobid="$job" starttime=now 2>/dev/null || true ;; esac
+  case $state in *BeginTime*) sleep 3; scontrol update jobid="$job" starttime=now 2>/dev/null || true ;; esac
   sleep 0.5
 done
 scontrol show job "$job" | grep -E 'JobState|Restarts|ExitCode' || true
