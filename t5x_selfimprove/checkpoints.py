@@ -92,9 +92,9 @@ class Retention:
 class Checkpoints:
     """The checkpoints of one run directory.
 
-    Every step holds the arrays by name and a description with the arrays' fingerprints. A step appears under its number
-    only once it is whole, so a process killed at any instant leaves the step before; what a disk or somebody changed
-    afterwards is found when it is read.
+    Every step holds the arrays by name and a description with the arrays' fingerprints. Steps are written by threads
+    while the run goes on. A step appears under its number only once it is whole, so a process killed at any instant
+    leaves the step before; what a disk or somebody changed afterwards is found when it is read.
 
     Args:
       directory: of the run; a path, or a URL of Google Cloud Storage (gs://bucket/run).
@@ -108,30 +108,41 @@ class Checkpoints:
         self.directory = located(directory) / 'checkpoints'
         options = ocp.CheckpointManagerOptions(
             preservation_policy=retention.policy(),
-            enable_async_checkpointing=False,
+            enable_async_checkpointing=True,
             create=True,
             best_fn=(lambda metrics: metrics['figure']) if retention.best else None,
         )
         self._ranked = retention.best > 0
+        self._failed: Exception | None = None  # of a save, and not told yet
         handlers = {'arrays': ocp.PyTreeCheckpointHandler(), 'described': ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     @property
     def latest(self) -> int | None:
-        """The last whole step, or None."""
+        """The last whole step, or None; waits for the one that is being written. If that fails `finish` tells."""
+        try:
+            self.finish()
+        except Exception as failed:  # of many kinds: what Orbax and tensorstore stumble over
+            self._failed = failed
         return self._manager.latest_step()
 
     @property
     def count(self) -> int:
-        """How many whole steps there are."""
+        """How many steps there are."""
         return len(self._manager.all_steps())
 
     def save(self, step: int, state: Any, described: Described, figure: float | None = None) -> None:
-        """Writes a step and returns when it is on disk. A step that is already there is left as it is.
+        """Begins to write a step, once the one before is on disk. A step that is already there is left as it is.
+
+        When it returns the arrays are copied, so that they may be given away; `finish` waits for the disk.
 
         Args:
           figure: how good it is, for `Retention.best`.
+
+        Raises:
+          Exception: what kept the step before from the disk, of many kinds.
         """
+        self.finish()
         if step in self._manager.all_steps():
             return
         arrays = dict(zip(names_of(state), jax.tree.leaves(state), strict=True))
@@ -142,6 +153,12 @@ class Checkpoints:
             args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), described=ocp.args.JsonSave(said)),
             metrics={'figure': float(figure)} if self._ranked and figure is not None else None,
         )
+
+    def finish(self) -> None:
+        """Waits until what was saved is on disk. Raises what stood in the way, of many kinds."""
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
         self._manager.wait_until_finished()
 
     def describe(self, step: int | None = None) -> Described:
@@ -216,8 +233,11 @@ class Checkpoints:
         return {name: tuple(array.shape) for name, array in self._saved(self._step(step)).items()}
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.close()
+        """Waits for what is being written. Raises as `finish` does."""
+        try:
+            self.finish()
+        finally:
+            self._manager.close()
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
@@ -242,7 +262,8 @@ class Checkpoints:
             return dict(self._manager.item_metadata(step)['arrays'].tree)
 
     def _step(self, step: int | None) -> int:
-        step = self.latest if step is None else step
+        last = self.latest
+        step = last if step is None else step
         if step is None:
             raise FileNotFoundError(f'there is no checkpoint in {self.directory}')
         return step

@@ -137,7 +137,7 @@ class Session:
                 closing.callback(self.writer.close)
                 closing.callback(self.checkpoints.close)
                 closing.callback(self._use.__exit__, *error)
-        except OSError as failed:
+        except Exception as failed:  # of many kinds, where it is a checkpoint's
             failure = failure or failed
         said = disk_failure(failure)
         if said is not None:

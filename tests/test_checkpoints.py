@@ -5,12 +5,14 @@ import json
 import pathlib
 import re
 import shutil
+import threading
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from t5x_selfimprove.checkpoints import (
     Checkpoints,
@@ -72,6 +74,7 @@ def saved(tmp_path) -> Checkpoints:
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2, 3):
         checkpoints.save(step, state(step), dataclasses.replace(DESCRIBED, step=10 * step))
+    checkpoints.finish()
     return checkpoints
 
 
@@ -123,6 +126,45 @@ def test_only_whole_steps_count(tmp_path):
     again.save(2, state(2), DESCRIBED)
     assert again.latest == 2 and equal(again.restore(state()), state(2))
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['1', '2']
+
+
+def test_the_run_goes_on_while_a_step_is_written(tmp_path, monkeypatch):
+    checkpoints, go_on = Checkpoints(tmp_path), threading.Event()
+    kind = type(epath.Path(tmp_path))
+    rename = kind.rename
+
+    def when_told(self, target):
+        assert go_on.wait(60)
+        return rename(self, target)
+
+    monkeypatch.setattr(kind, 'rename', when_told)
+    kept = np.random.default_rng(0).standard_normal((500, 800), np.float32)
+    given_away = jnp.array(kept)
+    checkpoints.save(1, {'large': given_away}, DESCRIBED)
+    assert not (tmp_path / 'checkpoints' / '1').exists()  # it is being written
+    changed = jax.jit(lambda array: array * 0, donate_argnums=0)(given_away)
+    assert given_away.is_deleted() and not changed.any()
+    go_on.set()
+    assert checkpoints.latest == 1
+    assert np.array_equal(checkpoints.restore({'large': changed})['large'], kept)
+
+
+@pytest.mark.parametrize('told_by', ['save', 'close', 'finish'])
+def test_what_kept_a_step_from_the_disk_is_told(tmp_path, monkeypatch, told_by: str):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(1), DESCRIBED)
+    checkpoints.finish()
+
+    def full(self, target):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), 'rename', full)
+    checkpoints.save(2, state(2), DESCRIBED)
+    assert checkpoints.latest == 1  # who asks is not the one who is told
+    tell = {'save': lambda: checkpoints.save(3, state(3), DESCRIBED)}.get(told_by) or getattr(checkpoints, told_by)
+    with pytest.raises(OSError, match='No space left'):
+        tell()
+    assert Checkpoints(tmp_path).latest == 1
 
 
 def test_everything_that_does_not_fit_is_named(saved, tmp_path):
@@ -257,10 +299,12 @@ def test_retention(tmp_path):
     checkpoints = Checkpoints(tmp_path, Retention(last=2, best=2, every=4))
     for step, figure in enumerate([0.1, 0.9, None, 0.3, 0.2, 0.8, 0.4, None, 0.0, 0.5]):
         checkpoints.save(step, {'a': jnp.arange(3)}, DESCRIBED, figure)
+    checkpoints.finish()
     # The best are 1 and 5, every fourth 0, 4 and 8, the last 8 and 9.
     assert sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir()) == [0, 1, 4, 5, 8, 9]
     again = Checkpoints(tmp_path, Retention(last=1, best=1))
     again.save(10, {'a': jnp.arange(3)}, DESCRIBED, 0.1)
+    again.finish()
     assert sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir()) == [1, 10]
     for wrong in ({'last': 0}, {'best': -1}, {'every': 0}):
         with pytest.raises(ValueError, match='keep_checkpoints and keep_every must be at least 1, keep_best at least'):
