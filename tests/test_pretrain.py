@@ -1,5 +1,6 @@
 """Pre-training: it learns, it saves, and interrupted it ends in the same bits."""
 
+import contextlib
 import json
 import math
 import re
@@ -7,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from t5x_selfimprove import profiling
 from t5x_selfimprove.checkpoints import Checkpoints
 from tests import tiny_run
 from tests.tiny_run import CHUNKS, STEPS, arrays, events, nothing_ran, pretrain_arguments, pretrained, same_bits, steps
@@ -113,8 +115,10 @@ def test_left_out_examples_are_counted(tmp_path, monkeypatch):
     (tmp_path / 'bank.jsonl').write_text(''.join(json.dumps(item) + '\n' for item in items))
     settings = {**BANK, 'pretrain__Pretrain__too_long': 'skip', 'learning__Supervised__total_rounds': 1}
     settings |= {'learning__Supervised__steps': 2, 'session__Place__profile': '(1,)'}
+    asked = []
+    monkeypatch.setattr(profiling, 'traced', lambda *arguments: asked.append(arguments) or contextlib.nullcontext())
     outcome = tiny_run.done(pretrain_arguments('run', **settings))
-    assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
+    assert [(path.name, chosen, [*numbers]) for path, chosen, numbers in asked] == [('run', (1,), [1])]
     assert '4 examples too long and left out' in outcome.out
     (told,) = events(tmp_path / 'run', 'pretrain')
     assert told['skipped'] == 4 and math.isfinite(told['loss'])
