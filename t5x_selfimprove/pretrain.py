@@ -162,6 +162,7 @@ class Pretrain:
                 manifest={'seed': self.place.seed, 'initial': self.initial, 'model': model_facts(self.model)},
             )
             session.checkpoints.save(number + 1, state, described)
+        session.checkpoints.finish()
         display.say(f'pre-trained model: {session.directory}')
         return found
 

@@ -296,6 +296,7 @@ class Session:
         """
         signals = [signal for signal in processes.compare('looking for signals', stopping.asked()) if signal]
         if signals:
+            self.checkpoints.finish()
             raise stopping.Stopped(f'stopped as {signals[0]} asked, after {done}; all of it is saved')
 
     def check_room(self, state: Any) -> None:

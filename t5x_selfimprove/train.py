@@ -116,6 +116,7 @@ class Improve:
                 run.watch.end_if_alarmed(saved=False)
                 run.save(state, last, figure)
                 run.watch.end_if_alarmed(saved=True)
+            session.checkpoints.finish()  # the summary tells of what is saved
             session.writer.write('session', seconds=time.perf_counter() - start)
             if not processes.first():
                 return {}

@@ -29,7 +29,9 @@ with profiling.traced(folder, (3,), range(3, 5)):
 def test_only_chosen_rounds_are_profiled(tmp_path):
     # In a process of its own: after all that other tests load, jax's profiler was seen to crash the process.
     command = [sys.executable, '-c', PROFILED, str(tmp_path)]
-    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
 
