@@ -21,7 +21,10 @@ def traced(directory: Path, chosen: Collection[int], numbers: Collection[int]) -
     """
     if not set(chosen) & set(numbers):
         return contextlib.nullcontext()
-    return jax.profiler.trace(str(directory / FOLDER))
+    options = jax.profiler.ProfileOptions()
+    # Python's calls are left out: their tracer hooks into every thread, and was seen to crash a process that had many.
+    options.python_tracer_level = 0
+    return jax.profiler.trace(str(directory / FOLDER), profiler_options=options)
 
 
 def utilization(

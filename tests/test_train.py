@@ -1,5 +1,6 @@
 """Whole runs of self-improvement through the command line: what they write, and how they go on."""
 
+import contextlib
 import json
 import math
 import re
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_selfimprove import config, train
+from t5x_selfimprove import config, profiling, train
 from t5x_selfimprove.checkpoints import Checkpoints
 from t5x_selfimprove.data.possessions import Possessions
 from tests import tiny_run
@@ -186,11 +187,13 @@ def without_times(found: list[dict]) -> list[dict]:
     return [{name: value for name, value in event.items() if name not in ('time', 'seconds')} for event in found]
 
 
-def test_two_rounds_a_dispatch_equal_one(tmp_path):
+def test_two_rounds_a_dispatch_equal_one(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(profiling, 'traced', lambda *arguments: asked.append(arguments) or contextlib.nullcontext())
     settings = {'train__Improve__rounds_per_dispatch': 2, 'session__Place__profile': '(2,)'}
     outcome = tiny_run.done(improve_arguments(tmp_path, pretrained().directory, **settings))
     assert 'rounds' in outcome.out and '2, 2 a dispatch' in outcome.out
-    assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+    assert [(path, chosen, [*numbers]) for path, chosen, numbers in asked] == [(tmp_path, (2,), [1, 2])]
     assert same_bits(arrays(tmp_path), arrays(finished().directory))
     assert without_times(events(tmp_path, 'round')) == without_times(events(finished().directory, 'round'))
     for number in (1, 2):
