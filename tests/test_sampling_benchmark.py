@@ -1,6 +1,7 @@
 """What the benchmarks of the sampler reckon with, and how their arms take turns."""
 
 import dataclasses
+import importlib
 import os
 import pathlib
 
@@ -29,6 +30,11 @@ def make():
     return Ready()
 turns.work(make)
 """
+
+
+@pytest.mark.parametrize('path', sorted(pathlib.Path(turns.__file__).parent.glob('*.py')), ids=lambda path: path.stem)
+def test_every_benchmark_finds_what_it_imports(path):
+    importlib.import_module(f'tests.benchmarks.{path.stem}')
 
 
 def test_workloads():

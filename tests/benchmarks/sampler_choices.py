@@ -20,7 +20,7 @@ import numpy as np
 
 from t5x_selfimprove import config, improve
 from t5x_selfimprove.checkpoints import describe_model, read_model
-from t5x_selfimprove.evaluate import proportion
+from t5x_selfimprove.estimators import proportion
 from t5x_selfimprove.main import settle_environment
 from t5x_selfimprove.models import decoding
 from t5x_selfimprove.sampling.adaptive import Adaptive
