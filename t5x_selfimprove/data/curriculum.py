@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from t5x_selfimprove.data.items import Bank, Item, check_integer
+from t5x_selfimprove.data.items import Bank, Item, check_are_banks, check_integer, remarks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,7 @@ class Curriculum:
     def __post_init__(self):
         if not self.stages:
             raise ValueError('a curriculum needs at least one stage')
-        for stage in self.stages:
-            if not isinstance(stage, Bank):
-                raise TypeError(f'Curriculum.stages must be banks (size, take, check); one is a {type(stage).__name__}')
+        check_are_banks('Curriculum.stages', self.stages)
         check_integer('Curriculum.per_stage', self.per_stage, 1)
 
     @property
@@ -51,4 +49,4 @@ class Curriculum:
 
     def check(self) -> list[str]:
         """What the stages leave out. Raises ValueError or OSError if one of them has something wrong."""
-        return [remark for stage in self.stages for remark in stage.check() or ()]
+        return remarks(*self.stages)

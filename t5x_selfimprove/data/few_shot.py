@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from t5x_selfimprove.data.items import Bank, Item, check_integer, make_item
+from t5x_selfimprove.data.items import Bank, Item, check_integer, make_item, remarks
 
 SLOTS = ('{question}', '{rationale}', '{answer}')
 
@@ -65,6 +65,6 @@ class FewShot:
 
     def check(self) -> list[str]:
         """What the banks leave out. Raises ValueError or OSError if one of them has something wrong."""
-        left_out = [remark for bank in (self.bank, self.exemplars) for remark in bank.check() or ()]
+        left_out = remarks(self.bank, self.exemplars)
         self.take(0, 1)
         return left_out

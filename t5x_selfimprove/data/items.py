@@ -65,8 +65,20 @@ class Bank(Protocol):
 
 def check_banks(*banks: Bank | None) -> dict[str, str]:
     """Looks through banks before they are used. Returns what they leave out under one name, or nothing."""
-    found = [remark for bank in banks if bank is not None for remark in bank.check() or ()]
+    found = remarks(*(bank for bank in banks if bank is not None))
     return {'left out': '; '.join(dict.fromkeys(found))} if found else {}
+
+
+def remarks(*banks: Bank) -> list[str]:
+    """Looks through banks; what each leaves out. Raises ValueError or OSError if one of them has something wrong."""
+    return [remark for bank in banks for remark in bank.check() or ()]
+
+
+def check_are_banks(owner: str, values: Sequence[Any]) -> None:
+    """Raises TypeError unless all `values` are banks."""
+    for value in values:
+        if not isinstance(value, Bank):
+            raise TypeError(f'{owner} must be banks (size, take, check); one is a {type(value).__name__}')
 
 
 def without_labels(items: Sequence[Item]) -> list[Item]:

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from t5x_selfimprove.data.items import Bank, Item, check_integer
+from t5x_selfimprove.data.items import Bank, Item, check_integer, remarks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,4 +70,4 @@ class Part:
 
     def check(self) -> list[str]:
         """Looks through the whole bank, since every item is some process's turn in one epoch or another."""
-        return list(self.bank.check() or ())
+        return remarks(self.bank)

@@ -5,7 +5,7 @@ import functools
 
 import numpy as np
 
-from t5x_selfimprove.data.items import Bank, Item, check_integer
+from t5x_selfimprove.data.items import Bank, Item, check_are_banks, check_integer, remarks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,7 @@ class Pool:
     def __post_init__(self):
         if not self.banks:
             raise ValueError('a pool needs at least one bank')
-        for bank in self.banks:
-            if not isinstance(bank, Bank):
-                raise TypeError(f'Pool.banks must be banks (size, take, check); one is a {type(bank).__name__}')
+        check_are_banks('Pool.banks', self.banks)
         if self.rates is not None and len(self.rates) != len(self.banks):
             raise ValueError(f'Pool.rates must be as many as banks, {len(self.banks)}; they are {self.rates}')
         for rate in self.rates or ():
@@ -70,7 +68,7 @@ class Pool:
 
     def check(self) -> list[str]:
         """What the banks leave out. Raises ValueError or OSError if one of them has something wrong."""
-        left_out = [remark for bank in self.banks for remark in bank.check() or ()]
+        left_out = remarks(*self.banks)
         self.turns()
         return left_out
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from t5x_selfimprove.data.items import Bank, Item, Unlabelled, check_integer, make_item
+from t5x_selfimprove.data.items import Bank, Item, Unlabelled, check_integer, make_item, remarks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,4 +48,4 @@ class QuestionLists:
 
     def check(self) -> list[str]:
         """What the bank leaves out. Raises ValueError or OSError if it has something wrong."""
-        return list(self.bank.check() or ())
+        return remarks(self.bank)
