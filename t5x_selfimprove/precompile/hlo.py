@@ -74,11 +74,14 @@ class Instruction:
         found = re.search(rf'\b{attribute}=%?([\w.\-]+)', self.attributes)
         return found[1] if found else None
 
+    def all_called(self, attribute: str) -> tuple[str, ...]:
+        """Names of the computations that an attribute lists in braces; none without it."""
+        return tuple(NAME.findall(self.attributes.partition(f'{attribute}={{')[2].partition('}')[0]))
+
     @property
     def wrapped(self) -> tuple[str, ...]:
         """The computations that a custom call stands for, as that of a gather which a TPU's SparseCore does."""
-        names = self.attributes.partition('called_computations={')[2].partition('}')[0]
-        return tuple(NAME.findall(names)) if self.opcode == 'custom-call' else ()
+        return self.all_called('called_computations') if self.opcode == 'custom-call' else ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -119,9 +119,8 @@ class _Walk:
             yield instruction.called('to_apply') or instruction.called('calls')
         yield from instruction.wrapped
         if instruction.opcode == 'conditional':
-            branches = instruction.attributes.partition('branch_computations={')[2].partition('}')[0]
             both = [instruction.called('true_computation'), instruction.called('false_computation')]
-            yield from hlo.NAME.findall(branches) or filter(None, both)
+            yield from instruction.all_called('branch_computations') or filter(None, both)
 
     def exchanges(self, instruction: Instruction) -> Iterator[Instruction]:
         """Collectives of an instruction, those inside its fusion too; the compiler for TPUs writes a reduce-scatter as
