@@ -2,6 +2,7 @@
 arXiv:2210.11610, section 5.3)."""
 
 import dataclasses
+import functools
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,17 +128,17 @@ class GenerateQuestions:
             for number in range(self.prompts)
         ]
         room = max(len(self.vocabulary.encode(item.question)) for item in items)
-        plain = Template(self.vocabulary)
+        plain, frozen = Template(self.vocabulary), _laid_out(model, self.sampler)
 
         @jax.jit
-        def continued(model: Any, questions: Any, key: jax.Array) -> Any:
-            return self.sampler(decoding.for_sampling(model, self.sampler.weights), plain(questions), key)
+        def continued(frozen: Any, questions: Any, key: jax.Array) -> Any:
+            return self.sampler(frozen, plain(questions), key)
 
         texts = []
         for start in range(0, self.prompts, self.per_batch):
             part = items[start : start + self.per_batch]
             arrays, _ = encode_questions(part, self.vocabulary, room, count=self.per_batch)
-            samples = jax.device_get(continued(model, arrays, jax.random.key(self.seed)))
+            samples = jax.device_get(continued(frozen, arrays, jax.random.key(self.seed)))
             rows = len(part) * self.sampler.samples
             texts += [self.vocabulary.decode(samples.tokens[row][samples.mask[row]]) for row in range(rows)]
         return texts
@@ -171,12 +172,12 @@ class GenerateQuestions:
     def confident(self, model: Any, questions: list[str]) -> list[dict[str, Any]]:
         """Those of which the consolidator keeps a path, with their vote."""
         items = [make_item(question) for question in questions]
+        frozen = _laid_out(model, self.vote_sampler)
 
         @jax.jit
-        def voted(model: Any, arrays: Any, key: jax.Array) -> Any:
-            frozen = decoding.for_sampling(model, self.vote_sampler.weights)
+        def voted(frozen: Any, arrays: Any, key: jax.Array) -> Any:
             samples = self.vote_sampler(frozen, self.prompt(arrays), key)
-            verdict = self.consolidator(model, arrays, samples, key)
+            verdict = self.consolidator(frozen, arrays, samples, key)
             return verdict.chosen, verdict.share, verdict.keep.reshape(self.per_batch, -1).max(axis=1)
 
         found = []
@@ -184,12 +185,17 @@ class GenerateQuestions:
             part = items[start : start + self.per_batch]
             form = self.consolidator.answers
             arrays, _ = encode_questions(part, self.vocabulary, self.question_room, form, count=self.per_batch)
-            chosen, share, keep = jax.device_get(voted(model, arrays, jax.random.key(self.seed)))
+            chosen, share, keep = jax.device_get(voted(frozen, arrays, jax.random.key(self.seed)))
             for row, item in enumerate(part):
                 if keep[row] > 0:
                     answer = store.spelled(chosen[row])
                     found.append({'question': item.question, 'answer': answer, 'share': round(float(share[row]), 4)})
         return found
+
+
+def _laid_out(model: Any, sampler: Sampler) -> Any:
+    """The model as the sampler takes it, made once for all batches."""
+    return jax.jit(functools.partial(decoding.for_sampling, weights=sampler.weights))(model)
 
 
 @dataclasses.dataclass(frozen=True)

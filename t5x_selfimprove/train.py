@@ -183,8 +183,6 @@ class _Run:
         settings.guards.check_canary([suite.name for suite in self.suites])
         self.watch = Watch(settings.guards, session)
         self.replay = self.pack_replay()
-        model = jax.eval_shape(lambda: settings.model.create(settings.vocabulary.size, jax.random.key(0)))
-        self.met = profiling.met(model, settings.model)  # parameters that a token meets
 
     @property
     def drift_limit(self) -> float:
@@ -306,6 +304,7 @@ class _Run:
             state, left = step(state, questions, self.replay)
             left, known = partitioning.fetch((left, questions.known.sum(axis=(1, 2))))
         seconds = time.perf_counter() - start
+        met = profiling.met(state.model, settings.model)
         for offset, round_items in enumerate(items):
             one = jax.tree.map(lambda array, offset=offset: array[offset], left)
             facts = {
@@ -314,11 +313,11 @@ class _Run:
                 'replay_examples': settings.replay.size if settings.replay else 0,
                 'seconds': {'round': seconds / len(items)},
             }
-            self.write_round(done + offset + 1, round_items, one, facts)
+            self.write_round(done + offset + 1, round_items, one, facts, met)
         return state
 
-    def write_round(self, number: int, items: list[Item], left: Round, facts: dict[str, Any]) -> None:
-        """Writes the metrics and the stored samples of one round, and says how it went."""
+    def write_round(self, number: int, items: list[Item], left: Round, facts: dict[str, Any], met: float) -> None:
+        """Writes the metrics and the stored samples of one round, and says how it went. `met`: as of `profiling`."""
         settings, session = self.settings, self.session
         start, seconds = time.perf_counter(), facts['seconds']['round']
         flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (left.samples, left.verdict))
@@ -343,7 +342,7 @@ class _Run:
                 f'{session.checkpoints.latest}. Set train.Improve.drift_limit where this is meant'
             )
         tokens = found['sampled_tokens'], found['training_tokens']
-        found['mfu'] = profiling.utilization(self.met, *tokens, seconds, session.devices)
+        found['mfu'] = profiling.utilization(met, *tokens, seconds, session.devices)
         edges = tally.length_edges(settings.recipe.sampler.max_tokens)
         counts = found.pop('length_histogram')
         facts['seconds']['store'] = time.perf_counter() - start
