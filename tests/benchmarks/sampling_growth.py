@@ -42,6 +42,7 @@ def measure(base: Workload, sizes: Sizes, repeats: int) -> dict[str, list[dict[s
     import jax
 
     from tests.benchmarks.sampling_ours import compiled, config_of
+    from tests.benchmarks.timing import in_turn
 
     model = config_of(sizes).create(sizes.vocabulary, jax.random.key(0))
     found: dict[str, list[dict[str, Any]]] = {axis: [] for axis in AXES}
@@ -57,12 +58,7 @@ def measure(base: Workload, sizes: Sizes, repeats: int) -> dict[str, list[dict[s
             facts |= {'compile_seconds': program.compile_seconds, **kept_bytes(workload, sizes)}
             found[axis].append(facts | {'seconds': [], 'cpu_seconds': [], 'workload': workload})
             print(f'compiled: {axis} = {value}, {program.compile_seconds:.1f} s', flush=True)
-    taken: dict[Workload, list[tuple[float, float]]] = {workload: [] for workload in programs}
-    for _ in range(repeats):
-        for workload, program in programs.items():
-            cpu, start = time.process_time(), time.perf_counter()
-            program()
-            taken[workload].append((time.perf_counter() - start, time.process_time() - cpu))
+    taken = in_turn(programs, repeats)
     for facts in (facts for axis in found.values() for facts in axis):
         facts['seconds'], facts['cpu_seconds'] = map(list, zip(*taken[facts.pop('workload')], strict=True))
     return found

@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import os
 import statistics
-import time
 from typing import Any
 
 from tests.benchmarks.sampling_workloads import SPREAD, Sizes
@@ -58,19 +57,17 @@ def main() -> None:
 
     from t5x_selfimprove.session import versions
     from tests.benchmarks.sampling_ours import compiled, config_of
-    from tests.benchmarks.timing import show, write
+    from tests.benchmarks.timing import in_turn, show, write
 
     sizes = Sizes()
     model = config_of(sizes).create(sizes.vocabulary, jax.random.key(0))
     drawings = {name: compiled(model, workload, sizes.vocabulary, **own) for name, (workload, own) in ROWS.items()}
     steps = {name: float(drawing().slot_steps) for name, drawing in drawings.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in drawings}
-    for _ in range(asked.repeats):
-        for name, drawing in drawings.items():
-            start = time.perf_counter()
-            drawing()
-            seconds[name].append(time.perf_counter() - start)
-    found = [facts_of(name, drawing, steps[name], seconds[name]) for name, drawing in drawings.items()]
+    taken = in_turn(drawings, asked.repeats)
+    found = [
+        facts_of(name, drawing, steps[name], [seconds for seconds, _ in taken[name]])
+        for name, drawing in drawings.items()
+    ]
     rows = []
     for one in found:
         one['of_full'] = one['tokens_per_second'] / found[0]['tokens_per_second']

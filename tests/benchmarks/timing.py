@@ -6,7 +6,7 @@ import json
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -90,6 +90,17 @@ def measure(programs: Sequence[Program], repeats: int) -> list[Timed]:
             found.seconds.append(time.perf_counter() - start)
             found.cpu_seconds.append(time.process_time() - cpu)
     return timed
+
+
+def in_turn(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, list[tuple[float, float]]]:
+    """Makes all calls in turn, `repeats` times: (seconds, CPU seconds) of each time, by the calls' keys."""
+    taken: dict[Any, list[tuple[float, float]]] = {key: [] for key in calls}
+    for _ in range(repeats):
+        for key, call in calls.items():
+            cpu, start = time.process_time(), time.perf_counter()
+            call()
+            taken[key].append((time.perf_counter() - start, time.process_time() - cpu))
+    return taken
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

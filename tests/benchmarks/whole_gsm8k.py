@@ -36,7 +36,7 @@ SETTINGS = {
 }
 
 
-def make_checkpoint(folder: pathlib.Path, questions: pathlib.Path) -> None:
+def make_checkpoint(folder: pathlib.Path, questions: list[str]) -> None:
     """A Llama of random numbers, 0.15 million, with a byte-level BPE vocabulary, as Hugging Face has them.
 
     It is taught for some steps to say that the answer is some digit: paths without answers would train nothing.
@@ -50,7 +50,7 @@ def make_checkpoint(folder: pathlib.Path, questions: pathlib.Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=PIECES - 1, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator((json.loads(line)['question'] for line in questions.open(encoding='utf-8')), trainer)
+    tokenizer.train_from_iterator(questions, trainer)
     tokenizer.add_special_tokens(['<|endoftext|>'])
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='<|endoftext|>')
     wrapped.save_pretrained(folder)
@@ -59,7 +59,7 @@ def make_checkpoint(folder: pathlib.Path, questions: pathlib.Path) -> None:
     end = tokenizer.token_to_id('<|endoftext|>')
     config = transformers.LlamaConfig(vocab_size=PIECES, num_key_value_heads=1, eos_token_id=end, **sizes)
     model = transformers.LlamaForCausalLM(config)
-    teach(model, tokenizer, [json.loads(line)['question'] for line in questions.open(encoding='utf-8')])
+    teach(model, tokenizer, questions)
     model.save_pretrained(folder)
 
 
@@ -107,7 +107,8 @@ def main() -> None:
     data = arguments.data.resolve()
     with tempfile.TemporaryDirectory(prefix='whole_gsm8k_') as folder:
         checkpoint = pathlib.Path(folder, 'checkpoint')
-        make_checkpoint(checkpoint, data / 'train.jsonl')
+        with (data / 'train.jsonl').open(encoding='utf-8') as lines:
+            make_checkpoint(checkpoint, [json.loads(line)['question'] for line in lines])
         for devices in arguments.devices:
             print(run(data, checkpoint, pathlib.Path(folder, f'run_{devices}'), devices), flush=True)
 
