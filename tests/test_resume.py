@@ -52,7 +52,7 @@ def kill_and_start_again(
         killed = start(directory, arguments, kill_at, kill_after)
         print(f'killed {1000 * kill_after:.0f} ms after {kill_at}, {len(killed.changes)} changes from its start')
         assert killed.code == -signal.SIGKILL, killed.out + killed.err
-        assert kill_at in killed.changes[-1:] or kill_after
+        assert kill_at in killed.changes  # not always last: threads that save write by themselves
         assert whole(directory) >= before  # what was saved is not lost
     last = start(directory, arguments)
     assert last.code == 0, last.out + last.err
