@@ -33,6 +33,7 @@ GIN = configuration_packages()
 LINUX = 'platform_system == "Linux" and platform_machine == "x86_64"'
 NOTEBOOKS = ['ipykernel>=6.29', 'matplotlib>=3.8', 'pandas>=2.2']
 GRADING = 'math-verify>=0.9'  # symbolic equality of answers
+S3 = 's3fs>=2024.6'
 LIBTPU = f'libtpu>=0.0.50; {LINUX}'
 
 setuptools.setup(
@@ -68,10 +69,15 @@ setuptools.setup(
     extras_require={
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
+        's3': [S3],
         'test': [
             GRADING,
+            S3,
             'beartype>=0.20',
+            'flask-cors>=5.0',  # of moto's server, which stands in for S3
+            'flask>=3.0',
             'kubernetes-validate>=1.31',
+            'moto[s3]>=5.1',
             'nbclient>=0.10',
             *NOTEBOOKS,
             'pytest>=8.0',

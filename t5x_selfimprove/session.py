@@ -48,7 +48,7 @@ class Place:
     keep_best: int = 0  # and those with the highest figure `best_by` of the evaluation of the held-out questions
     best_by: str = 'greedy_accuracy'
     keep_every: int | None = None  # and one of so many rounds (chunks, of pre-training)
-    checkpoint_directory: str | None = None  # that holds `checkpoints`, or its gs:// URL; None: `directory`
+    checkpoint_directory: str | None = None  # that holds `checkpoints`, or its gs:// or s3:// URL; None: `directory`
     tensorboard: bool = True
     profile: tuple[int, ...] = ()  # rounds (chunks, of pre-training) that are profiled, into the folder `profile`
 

@@ -325,6 +325,6 @@ def test_a_directory_may_be_a_url(directory: str | pathlib.Path, there: str):
 
 
 def test_a_url_that_cannot_be_written_to():
-    """As a path it would be a folder `s3:` of the current one."""
-    with pytest.raises(ValueError, match=r'^s3://bucket/one: checkpoints go to a folder or to gs://; .* Mount'):
-        Checkpoints('s3://bucket/one')
+    """As a path it would be a folder `az:` of the current one."""
+    with pytest.raises(ValueError, match=r'^az://bucket/one: checkpoints go to a folder, to gs:// or to s3://;.*Mount'):
+        Checkpoints('az://bucket/one')

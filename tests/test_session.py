@@ -40,7 +40,7 @@ def save(open_session: Session, step: int, kind: str = 'improve') -> None:
         ({'seed': 2**32}, r'seed must be in 0\.\.2\*\*32-1; it is 4294967296'),
         ({'keep_checkpoints': 0}, 'keep_checkpoints and keep_every must be at least 1'),
         ({'directory': 'gs://bucket/run'}, "directory = 'gs://bucket/run' is a URL; metrics and samples"),
-        ({'checkpoint_directory': 's3://bucket/run'}, 's3://bucket/run: checkpoints go to a folder or to gs://'),
+        ({'checkpoint_directory': 'az://bucket/run'}, 'az://bucket/run: checkpoints go to a folder, to gs:// or to'),
     ],
 )
 def test_fields_out_of_range(settings, message):

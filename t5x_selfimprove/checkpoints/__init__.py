@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from t5x_selfimprove import partitioning
+from t5x_selfimprove.checkpoints import s3
 from t5x_selfimprove.models import adapters, hugging_face, parameters
 from t5x_selfimprove.vocabulary import Vocabulary, check_fits
 
@@ -97,20 +98,22 @@ class Checkpoints:
     leaves the step before; what a disk or somebody changed afterwards is found when it is read.
 
     Args:
-      directory: of the run; a path, or a URL of Google Cloud Storage (gs://bucket/run).
+      directory: of the run; a path, or a URL of Google Cloud Storage or Amazon S3 (gs://bucket/run, s3://bucket/run).
       retention: which steps stay.
 
     Raises:
-      OSError: the directory cannot be written.
+      OSError: the directory cannot be written, or its bucket not be used.
     """
 
     def __init__(self, directory: Path | str, retention: Retention = Retention()):
         self.directory = located(directory) / 'checkpoints'
+        s3.check_bucket(self.directory)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=retention.policy(),
             enable_async_checkpointing=True,
             create=True,
             best_fn=(lambda metrics: metrics['figure']) if retention.best else None,
+            temporary_path_class=s3.COMMIT if str(self.directory).startswith(s3.PREFIX) else None,
         )
         self._ranked = retention.best > 0
         self._failed: Exception | None = None  # of a save, and not told yet
@@ -273,15 +276,17 @@ def located(directory: Path | str) -> epath.Path:
     """A directory or a URL as Orbax takes it: paths are absolute.
 
     Raises:
-      ValueError: a URL to which Orbax writes no arrays.
+      ValueError: a URL to which Orbax writes no arrays, or whose package is not installed.
     """
     name = os.fspath(directory)
     if name.startswith('gs://'):
         return epath.Path(name)
+    if name.startswith(s3.PREFIX):
+        return s3.path(name)
     if '://' in name:
         raise ValueError(
-            f'{name}: checkpoints go to a folder or to gs://; Orbax writes arrays to no other URL. Mount the bucket as '
-            'a folder (Mountpoint for Amazon S3, s3fs, blobfuse) and name that'
+            f'{name}: checkpoints go to a folder, to gs:// or to s3://; Orbax writes arrays to no other URL. Mount the '
+            'bucket as a folder (such as by blobfuse) and name that'
         )
     return epath.Path(name).expanduser().absolute()
 
@@ -307,9 +312,11 @@ def kind_of(directory: str) -> str:
 
     Raises:
       FileNotFoundError: it is not there, or nothing in it is known.
+      OSError: its bucket cannot be used.
       ValueError: it is of a kind that is not read here; says how to make one that is.
     """
     folder = located(directory)
+    s3.check_bucket(folder)
     if (folder / 'checkpoints').is_dir():
         return 'run'
     if (folder / 'config.json').is_file():
