@@ -382,6 +382,8 @@ def main() -> int:
         devices = {} if asked.large else {'session__Place__cpu_devices': 1}
         bindings = SETTINGS | {'train__Improve__rounds': ROUNDS} | devices
         lab = Lab(pathlib.Path(folder), initial, large if asked.large else tiny_run.improve_arguments, bindings)
+        # As many devices here as the runs have, before anything else sets jax to work.
+        tiny_run.built(lab.arguments(lab.folder / 'whole')).value.place.devices()
         return min(1, report(lab, [name for name in FAULTS if asked.only in name]))
 
 

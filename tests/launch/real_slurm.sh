@@ -23,7 +23,7 @@ dd if=/dev/urandom of="$place/munge/key" bs=128 count=1 status=none
 chmod 700 "$place/munge"
 chmod 400 "$place/munge/key"
 munged --foreground --force --key-file="$place/munge/key" --socket="$place/munge/socket" --pid-file="$place/munge/pid" \
-  --log-file="$place/munge/log" --seed-file="$place/munge/seed" &
+  --log-file="$place/munge/log" --seed-file="$place/munge/seed" 2>"$place/munged.log" &
 started+=($!)
 
 host=$(hostname -s)
@@ -32,7 +32,9 @@ ClusterName=here
 SlurmctldHost=$host(127.0.0.1)
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket=$place/munge/socket
+# A job that is queued again waits for as long as its tasks' credentials are valid, so that slurmd does not take the new
+# ones for those it revoked; two minutes by default.
+AuthInfo=socket=$place/munge/socket,cred_expire=10
 CryptoType=crypto/munge
 SlurmctldPort=26817
 SlurmdPort=26818
@@ -76,14 +78,12 @@ echo "job $job"
 until [ -e "$place/run/samples/evaluation_0001.parquet" ] || ! squeue -h -j "$job" | grep -q .; do sleep 0.2; done
 scancel --signal=USR1 "$job" # what --signal=USR1@600 does when the time is nearly over
 echo 'asked to save'
-# A job that was queued again is held back for a while; started in the second that it ended in, slurmd would refuse it.
 last=
 for _ in $(seq 1200); do
   state=$(squeue -h -o '%T %r' -j "$job" 2>/dev/null || true)
   [ "$state" = "$last" ] || echo "${state:-gone}"
   last=$state
   [ -n "$state" ] || break
-  case $state in *BeginTime*) sleep 3; scontrol update jobid="$job" starttime=now 2>/dev/null || true ;; esac
   sleep 0.5
 done
 scontrol show job "$job" | grep -E 'JobState|Restarts|ExitCode' || true
