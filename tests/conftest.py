@@ -55,12 +55,27 @@ def pytest_configure(config: pytest.Config):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def programs_are_let_go():
+def programs_are_let_go(quick_compilation):
     """The programs that a file compiled go with it. Each maps memory in many pieces, and the kernel grants a process
     65,530 (vm.max_map_count): past them the compiler ends the process."""
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope='module')
+def quick_compilation(request: pytest.FixtureRequest):
+    """A file marked `quickly_compiled` has its programs, and those of processes that it starts, compiled with LLVM's
+    optimizations off. XLA's own passes and buffers stay as they are; the order of sums within a fused loop may not, so
+    this is no mark for a file that asks for equal bits of programs of different shapes."""
+    if not request.node.get_closest_marker('quickly_compiled'):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+        jax.config.update('jax_disable_most_optimizations', True)
+        yield
+        jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='session')
