@@ -174,6 +174,7 @@ run_once() {
   done
   for log in "$1"/*.log; do
     code=$(sed -n 's/^exit code \([0-9]*\)$/\1/p' "$log" 2>/dev/null | tail -n 1)
+    [ -n "$code" ] || printf '%s has no exit code; it ends with: %s\n' "$log" "$(tail -n 1 "$log" 2>/dev/null)" >&2
     printf '%s\n' "${code:-76}"
   done
 }

@@ -353,7 +353,7 @@ def told(outcomes: list[Outcome]) -> str:
     """The line in which a user reads of the fault."""
     lines = [line for outcome in outcomes for line in (outcome.err + '\n' + outcome.out).splitlines()]
     found = [line for line in lines if re.search('is damaged|the run ends', line)]
-    found += [line for line in lines if 'Error: ' in line]
+    found += [line for line in reversed(lines) if 'Error: ' in line]  # the last is for the user
     return re.sub(r'^\[.*?\] ', '', found[0])[:160] if found else '(nothing: killed)'
 
 

@@ -30,7 +30,8 @@ SSH = f"""#!{BASH}
 (IFS='|'; echo "ssh|$1") >>"$STUBS/calls"
 {BASH} -c "$2"
 """
-# A slice of two hosts, folders beside it: its commands are run in them, by bash as ssh would.
+# A slice of two hosts, folders beside it: its commands are run in them, by bash as ssh would. A host with a file
+# `unreachable` is so once, when it is to run.
 GCLOUD = f"""#!{BASH}
 (IFS='|'; echo "gcloud|${{*//$'\\n'/ }}") >>"$STUBS/calls"
 cd "$STUBS"
@@ -47,6 +48,11 @@ case "$3 $4" in
       case $option in --command=*) command=${{option#*=}} ;; --output-directory=*) out=${{option#*=}} ;; esac
     done
     for host in 0 1; do
+      if [ -n "${{out:-}}" ] && rm "host$host/unreachable" 2>/dev/null; then
+        echo 'ssh: connect to host: Connection timed out' >"$out/$host.log"
+        status=255
+        continue
+      fi
       (export HOME=$PWD/host$host && cd && exec {BASH} -c "$command") >"${{out:-$STUBS}}/$host.log" 2>&1 &
       hosts+=($!)
     done
@@ -170,8 +176,7 @@ def test_ssh_does_not_start_again_what_failed_by_itself(place: Place):
 )
 def test_slurm_queues_again_what_can_go_on(place: Place, code: int, restart: int, requeued: int):
     place.stub('srun', f'echo "hosts $T5X_SELFIMPROVE_HOSTS"; exit {code}')
-    place.stub('scontrol', *(['echo "a\nb"'] if requeued else []))
-    (place.folder / 'scontrol.does').write_text('printf "a\\nb\\n"\n')
+    place.stub('scontrol', 'printf "a\\nb\\n"')  # the names of the hosts
     job = {'SLURM_JOB_ID': '7', 'SLURM_JOB_NODELIST': 'a,b', 'SLURM_NTASKS': '2', 'SLURM_JOB_NUM_NODES': '2'}
     settings = {'SLURM_SUBMIT_DIR': str(place.folder), 'SLURM_RESTART_COUNT': str(restart)}
     done = place.run('slurm/run.sbatch', *COMMAND, **job, **settings)
@@ -228,6 +233,24 @@ def test_tpu_vm_asks_installs_runs_and_asks_again_when_preempted(place: Place):
     assert 'the run was lost; again (19 more times)' in done.stderr
     logs = place.folder / 'runs' / 'logs'
     assert [(logs / '1' / f'{host}.log').read_text() for host in (0, 1)] == ['one\nexit code 0\n'] * 2
+
+
+def test_tpu_vm_collects_what_every_host_says(place: Place):
+    """A host that cannot be reached is told of, and costs no other host's output."""
+    options = tpu_vm(place, 'ACTIVE', 'echo waited; echo "no sign of process 1" >&2; exit 76', 'echo done', 'echo done')
+    (place.folder / 'host1' / 'unreachable').touch()
+    done = place.run('tpu_vm.sh', *options, '--logs=said', '--', *COMMAND)
+    assert done.returncode == 0, done.stderr
+    logs = place.folder / 'said'
+    said = {path.relative_to(logs).as_posix(): path.read_text() for path in logs.glob('*/*.log')}
+    timed_out = 'ssh: connect to host: Connection timed out\n'
+    whole = 'done\nexit code 0\n'
+    first = 'waited\nno sign of process 1\nexit code 76\n'
+    assert said == {'0/0.log': first, '0/1.log': timed_out, '1/0.log': whole, '1/1.log': whole}
+    assert f'said/0/1.log has no exit code; it ends with: {timed_out}' in done.stderr
+    assert 'said/0/0.log has no' not in done.stderr and 'exit codes: 76 76 (output in said/0)' in done.stderr
+    again = place.run('tpu_vm.sh', *options, '--logs=said', '--', *COMMAND)
+    assert 'exit codes: 0 0 (output in said/2)' in again.stderr
 
 
 @pytest.mark.parametrize(
