@@ -32,8 +32,8 @@ ClusterName=here
 SlurmctldHost=$host(127.0.0.1)
 SlurmUser=root
 AuthType=auth/munge
-# A job that is queued again waits for as long as its tasks' credentials are valid, so that slurmd does not take the new
-# ones for those it revoked; two minutes by default.
+# SLURM holds a job that was queued again back for as long as its old credentials are valid, two minutes by default. One
+# that is started earlier, in the second that it ended in, slurmd refuses ("Job credential revoked").
 AuthInfo=socket=$place/munge/socket,cred_expire=10
 CryptoType=crypto/munge
 SlurmctldPort=26817
