@@ -104,7 +104,7 @@ def cache_bytes(model: Any, prompts: Any, sampler: Any, mesh: jax.sharding.Mesh)
     rows = plan.sizes[0] * plan.parts
 
     def kept(model: Any, prompts: Any) -> Any:
-        return model.new_own(rows, sampler.max_tokens), model.prefill(prompts.tokens, prompts.length)[1]
+        return model.new_own(rows, sampler.max_tokens, sampler.cache), model.prefill(prompts.tokens, prompts.length)[1]
 
     total = 0
     for leaf in jax.tree.leaves(jax.eval_shape(kept, model, prompts)):

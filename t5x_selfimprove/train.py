@@ -186,11 +186,12 @@ class _Run:
 
     @property
     def drift_limit(self) -> float:
-        """Nats of `log_prob_drift` that stop the run; rounded weights drift by what they are rounded by."""
+        """Nats of `log_prob_drift` that stop the run; what is rounded to int8 drifts by what it is rounded by."""
         settings = self.settings
         if settings.drift_limit is not None:
             return settings.drift_limit
-        rounded = settings.recipe.sampler.weights != 'as trained'
+        sampler = settings.recipe.sampler
+        rounded = 'int8' in (sampler.weights, sampler.cache)
         return np.inf if rounded else DRIFT_LIMITS[settings.model.dtype]
 
     def measure(self, model: Any, number: int) -> float | None:

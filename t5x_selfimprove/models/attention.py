@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32
 
-from t5x_selfimprove.models import layers
+from t5x_selfimprove.models import cache, layers
 from t5x_selfimprove.models.cache import Own, Seats, Segment
 from t5x_selfimprove.models.config import TransformerConfig
 
@@ -161,7 +161,9 @@ def attend_segment(
     share = rows // batch
     together = jnp.moveaxis(query.reshape(batch, share, kv_heads, groups * time, size), 1, 2)
     together = together.reshape(batch, kv_heads, -1, size)
-    scores = layers.softcap(layers.product('bkqh,bkht->bkqt', together, segment.key, query.dtype), softcap)
+    key, value = (cache.numbers(each, query.dtype) for each in (segment.key, segment.value))
+    scores = layers.product('bkqh,bkht->bkqt', together, key, query.dtype)
+    scores = layers.softcap(cache.scaled(scores, segment.key), softcap)
     visible = jnp.arange(room) < segment.length[..., None]  # [B, U] or [U]
     visible = jnp.broadcast_to(visible, (batch, room))[:, None, None]
     if allowed is not None:
@@ -172,7 +174,7 @@ def attend_segment(
         own = jnp.moveaxis(bias.reshape(batch, share, kv_heads, groups * time, room), 1, 2)
         scores = scores + own.reshape(batch, kv_heads, -1, room)
     weights, peak, total = _weigh(scores, visible)
-    mixed = layers.product('bkqt,bkth->bkqh', weights, segment.value, query.dtype)
+    mixed = layers.product('bkqt,bkth->bkqh', cache.scaled(weights, segment.value), value, query.dtype)
 
     def by_row(x: jax.Array) -> jax.Array:
         rest = x.shape[3:]
@@ -202,7 +204,7 @@ def attend_shared(
 
 def attend_own(
     query: Float[Array, 'S K G 1 h'],
-    mine: tuple[Float[Array, '*b S K h W'], Float[Array, '*b S K W h']],
+    mine: tuple[Any, Any],
     own: Own,
     softcap: float,
     allowed: Bool[Array, 'S 1 U'],
@@ -212,7 +214,7 @@ def attend_own(
 
     Args:
       query: grouped queries.
-      mine: keys and values of a layer, with the column of this step.
+      mine: keys [*b, S, K, h, W] and values [*b, S, K, W, h] of a layer, with the column of this step.
       own: the ring before this step.
       softcap: cap of the scores, 0 for none.
       allowed: which columns each sample sees.
@@ -226,7 +228,7 @@ def attend_own(
 
     def of_block(number: Any) -> Part:
         here = lambda array: jax.lax.dynamic_slice_in_dim(array, number * width, width, axis=-1)  # noqa: E731
-        block = Segment(keys[number], values[number], full)
+        block = Segment(*jax.tree.map(lambda array: array[number], (keys, values)), full)
         return attend_segment(query, block, softcap, here(allowed), None if bias is None else here(bias))
 
     shape = query.shape[:-1]

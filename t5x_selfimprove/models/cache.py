@@ -14,12 +14,53 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int, Int8, Int32
 
 from t5x_selfimprove import partitioning
 from t5x_selfimprove.records import record
 
 BLOCK = 32  # columns of a ring that are read together where layers are by themselves
+KINDS = ('as computed', 'int8')  # of numbers in a ring
+LARGEST_INT8 = 127
+
+
+@record
+class Rounded:
+    """Keys or values in int8, with a scale for each token and head (symmetric, rounded to nearest).
+
+    Products are of the whole numbers; what comes of a column is multiplied by its scale, in float32.
+    """
+
+    numbers: Int8[Array, '*b S K h W'] | Int8[Array, '*b S K W h']
+    scale: Float32[Array, '*b S K 1 W']
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the keys or values."""
+        return self.numbers.shape
+
+    @property
+    def ndim(self) -> int:
+        """Their number of axes."""
+        return self.numbers.ndim
+
+
+def rounded(column: Float[Array, '*b S K m n']) -> Rounded:
+    """Keys [..., h, 1] or values [..., 1, h] of one token of each sample."""
+    wide = column.astype(jnp.float32)
+    largest = jnp.abs(wide).max(axis=(-2, -1), keepdims=True)
+    scale = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny) / LARGEST_INT8
+    return Rounded(jnp.round(wide / scale).astype(jnp.int8), scale)
+
+
+def numbers(kept: Any, dtype: Any) -> jax.Array:
+    """Keys or values as they are multiplied, without their scale."""
+    return kept.numbers.astype(dtype) if isinstance(kept, Rounded) else kept
+
+
+def scaled(columns: Float32[Array, 'B K q T'], kept: Any) -> Float32[Array, 'B K q T']:
+    """Scores or weights of columns times the scale of their keys or values."""
+    return columns * kept.scale if isinstance(kept, Rounded) else columns
 
 
 @record
@@ -53,6 +94,7 @@ class Own:
 
     Either all layers are stacked, or there is an array for each. In these the columns may be in b blocks of W, so that
     those never written need not be read. A single block has no axis: XLA would copy the ring at each step to drop it.
+    In place of each array there is a `Rounded` where the ring is of int8.
     """
 
     key: Any  # Float[Array, 'L S K h W'], or a tuple of L arrays, Float[Array, '*b S K h W']
@@ -86,7 +128,7 @@ class Own:
 
     def write(
         self, arrays: tuple[Any, Any], key: Float[Array, 'S 1 K h'], value: Float[Array, 'S 1 K h'], layer: Any
-    ) -> tuple[tuple[Any, Any], tuple[jax.Array, jax.Array]]:
+    ) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
         """Writes the next step's column of a layer.
 
         Args:
@@ -124,21 +166,43 @@ class Own:
         return Own(*arrays, change(self.length), self.step)
 
 
-def new_own(layers: int, rows: int, heads: int, room: int, size: int, dtype: Any, stacked: bool) -> Own:
-    """An empty ring for samples of `room` tokens, in blocks where layers are by themselves."""
+def new_own(
+    layers: int, rows: int, heads: int, room: int, size: int, dtype: Any, stacked: bool, kind: str = KINDS[0]
+) -> Own:
+    """An empty ring for samples of `room` tokens, in blocks where layers are by themselves; of `KINDS`."""
     width = room if stacked else min(room, BLOCK)
     blocks = (-(-room // width),) if width < room else ()
     key, value = (*blocks, rows, heads, size, width), (*blocks, rows, heads, width, size)
-    make = lambda shape: jnp.zeros((layers, *shape), dtype) if stacked else (jnp.zeros(shape, dtype),) * layers  # noqa: E731
+
+    def empty(shape: tuple[int, ...]) -> Any:
+        if kind == 'int8':
+            return Rounded(jnp.zeros(shape, jnp.int8), jnp.zeros((*shape[:-2], 1, width), jnp.float32))
+        return jnp.zeros(shape, dtype)
+
+    make = lambda shape: empty((layers, *shape)) if stacked else (empty(shape),) * layers  # noqa: E731
     return Own(make(key), make(value), jnp.zeros(rows, jnp.int32), jnp.zeros((), jnp.int32))
 
 
-def _write(arrays: Any, entry: jax.Array, place: tuple[Any, ...], layer: Any) -> tuple[Any, jax.Array]:
+def check_kind(kind: str) -> None:
+    """Raises ValueError for a ring of a kind that there is not."""
+    if kind not in KINDS:
+        raise ValueError(f'cache must be one of {", ".join(map(repr, KINDS))}; it is {kind!r}')
+
+
+def _write(arrays: Any, entry: jax.Array, place: tuple[Any, ...], layer: Any) -> tuple[Any, Any]:
     if isinstance(arrays, tuple):
-        mine = jax.lax.dynamic_update_slice(arrays[layer], entry.astype(arrays[layer].dtype), place)
+        mine = _put(arrays[layer], entry, place)
         return (*arrays[:layer], mine, *arrays[layer + 1 :]), mine
-    arrays = jax.lax.dynamic_update_slice(arrays, entry[None].astype(arrays.dtype), (layer, *place))
-    return arrays, arrays[layer]
+    arrays = _put(arrays, entry[None], (layer, *place))
+    return arrays, jax.tree.map(lambda array: array[layer], arrays)
+
+
+def _put(array: Any, entry: jax.Array, place: tuple[Any, ...]) -> Any:
+    put = lambda array, entry, place: jax.lax.dynamic_update_slice(array, entry.astype(array.dtype), place)  # noqa: E731
+    if not isinstance(array, Rounded):
+        return put(array, entry, place)
+    column, of_scale = rounded(entry), (*place[:-2], 0, place[-2] + place[-1])  # of the two, one is 0
+    return Rounded(put(array.numbers, column.numbers, place), put(array.scale, column.scale, of_scale))
 
 
 @record

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float32
 
 from t5x_selfimprove import partitioning
-from t5x_selfimprove.models import adapters, layers, parameters
+from t5x_selfimprove.models import adapters, cache, layers, parameters
 
 WEIGHTS = ('as trained', 'int8')
 LARGEST_INT8 = 127
@@ -124,7 +124,7 @@ def _rounded(model: nnx.Module) -> nnx.Module:
     return adapters.changed(model, (nnx.Param, layers.Frozen), change)
 
 
-def bytes_of_own(model: Any, room: int) -> int:
+def bytes_of_own(model: Any, room: int, kind: str = cache.KINDS[0]) -> int:
     """Bytes that the ring of one sample takes."""
-    shapes = jax.eval_shape(lambda model: model.new_own(1, room), model)
+    shapes = jax.eval_shape(lambda model: model.new_own(1, room, kind), model)
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))

@@ -221,10 +221,11 @@ class EncoderDecoder(nnx.Module):
         start = cache.segment_of(own, jnp.ones_like(length))
         return self.decoder.final_norm(x[:, 0]), Context(cache.segment_of(cross, length), start)
 
-    def new_own(self, rows: int, room: int) -> Own:
-        """An empty ring for `rows` samples that read up to `room` tokens, in the compute dtype."""
+    def new_own(self, rows: int, room: int, kind: str = cache.KINDS[0]) -> Own:
+        """An empty ring for `rows` samples that read up to `room` tokens, in the compute dtype or in int8."""
         config, stacked = self.config, not isinstance(self.decoder.blocks, nnx.List)
-        return cache.new_own(config.decoder_layers, rows, config.heads, room, config.head_size, config.dtype, stacked)
+        size, dtype = config.head_size, config.dtype
+        return cache.new_own(config.decoder_layers, rows, config.heads, room, size, dtype, stacked, kind)
 
     def extend(
         self, tokens: Int[Array, 'S'], context: Context, own: Own, seats: Seats | None = None

@@ -146,10 +146,11 @@ class Transformer(nnx.Module):
         last = jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
         return self.final_norm(last), (*context, cache.segment_of(kept, length))
 
-    def new_own(self, rows: int, room: int) -> Own:
-        """An empty ring for `rows` samples that read up to `room` tokens, in the compute dtype."""
+    def new_own(self, rows: int, room: int, kind: str = cache.KINDS[0]) -> Own:
+        """An empty ring for `rows` samples that read up to `room` tokens, in the compute dtype or in int8."""
         config, stacked = self.config, not isinstance(self.blocks, nnx.List)
-        return cache.new_own(config.layers, rows, config.kv_heads, room, config.head_size, config.dtype, stacked)
+        size, dtype = config.head_size, config.dtype
+        return cache.new_own(config.layers, rows, config.kv_heads, room, size, dtype, stacked, kind)
 
     def extend(
         self, tokens: Int[Array, 'S'], context: Context, own: Own, seats: Seats | None = None

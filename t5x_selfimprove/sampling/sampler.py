@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Float32, Int32, UInt32
 
 from t5x_selfimprove import partitioning
 from t5x_selfimprove.models import decoding
-from t5x_selfimprove.models.cache import by_part
+from t5x_selfimprove.models.cache import by_part, check_kind
 from t5x_selfimprove.partitioning import constrain
 from t5x_selfimprove.records import Prompts, Samples
 from t5x_selfimprove.sampling import slots, stops
@@ -35,8 +35,8 @@ class LanguageModel(Protocol):
         """(hidden [B, D], context): reads prompts after a shared context; the state that the first token is drawn
         from, and the context of the tokens to come."""
 
-    def new_own(self, rows, room):
-        """An empty ring for the tokens of `rows` samples, with the face of `models.cache.Own`."""
+    def new_own(self, rows, room, kind):
+        """An empty ring of a kind for the tokens of `rows` samples, with the face of `models.cache.Own`."""
 
     def extend(self, tokens, context, own, seats=None):
         """(hidden [S, D], own): reads one more token of every sample."""
@@ -72,6 +72,7 @@ class Sampler:
     tail: tuple[float, ...] | None = None  # shares of the slots that the last paths move to; None: `default_tail`
     adaptive: Adaptive | None = None  # no more paths than a vote needs
     weights: str = 'as trained'  # or 'int8' (models/decoding.py)
+    cache: str = 'as computed'  # or 'int8': keys and values of the tokens drawn (models/cache.py)
 
     def __post_init__(self):
         if self.samples < 1 or self.max_tokens < 1:
@@ -92,6 +93,7 @@ class Sampler:
         if bad:
             raise ValueError(f'ends of text {bad} are outside this vocabulary of {self.vocabulary.size} tokens')
         decoding.check_weights(self.weights)
+        check_kind(self.cache)
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -118,7 +120,7 @@ class Sampler:
         prefix = self.read_prefix(model, prompts) if prefix is None else prefix
         hidden, context = model.prefill(prompts.tokens, prompts.length, *prefix)
         plan = self.plan(model, prompts)
-        own = model.new_own(plan.parts * plan.sizes[0], self.max_tokens)
+        own = model.new_own(plan.parts * plan.sizes[0], self.max_tokens, self.cache)
         loop = constrain_rows(slots.start(plan, self.max_tokens, self.vocabulary.pad_id, own))
         most = jnp.full(prompts.id.shape[0] * self.samples, self.max_tokens) if limit is None else limit
         drawing = _Drawing(self, plan, model, context, hidden, sample_keys(key, prompts.id, self.samples), most)
@@ -148,7 +150,7 @@ class Sampler:
         paths = questions // parts * self.samples
         if self.slots is None:
             room = int(self.cache_share * partitioning.memory_bytes())
-            size = slots.slots_that_fit(paths, decoding.bytes_of_own(model, self.max_tokens), room)
+            size = slots.slots_that_fit(paths, decoding.bytes_of_own(model, self.max_tokens, self.cache), room)
         else:
             size = min(paths, self.slots // parts)
             if not size:

@@ -40,6 +40,7 @@ def choices(evaluation: Any) -> dict[str, dict[str, Any]]:
         'float32, all paths': {},
         'bfloat16': {'dtype': 'bfloat16'},
         'int8 weights': {'weights': 'int8'},
+        'int8 keys and values': {'cache': 'int8'},
         'few slots, all paths': few,
         'until the majority is certain': {**few, 'adaptive': certain},
         f'until it is {CONFIDENCE:.0%} likely': {**few, 'adaptive': likely},

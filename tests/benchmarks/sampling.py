@@ -20,6 +20,7 @@ package is missing is left out, with the reason. Memory: 16 GB for all arms toge
 """
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -81,9 +82,15 @@ def make(asked: argparse.Namespace) -> turns.Ready:
 
 
 def fields(pairs: list[str]) -> dict[str, Any]:
-    """Fields of our sampler from NAME=NUMBER."""
-    named = (pair.split('=', 1) for pair in pairs)
-    return {name: float(value) if '.' in value else int(value) for name, value in named}
+    """Fields of our sampler from NAME=VALUE, where a value that is no number is a text."""
+
+    def read(value: str) -> Any:
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(value)
+        return value
+
+    return {name: read(value) for name, value in (pair.split('=', 1) for pair in pairs)}
 
 
 def measure(asked: argparse.Namespace, name: str, directory: str) -> dict[str, Any]:

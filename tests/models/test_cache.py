@@ -135,6 +135,37 @@ def test_int8_weights_are_near_and_not_the_same(name):
         decoding.for_sampling(tiny, 'int4')
 
 
+@pytest.mark.parametrize('form', ['stacked', 'apart', 'in blocks'])
+@pytest.mark.parametrize('name', ['transformer', 't5', 'untied, bfloat16'])
+def test_int8_keys_and_values_are_near_and_not_the_same(name, form, monkeypatch):
+    """Of tokens that samples draw, in a ring that goes round."""
+    tiny = MODELS[name]
+    monkeypatch.setattr(cache, 'BLOCK', 2 if form == 'in blocks' else 32)
+    prompts, lengths = draw_tokens(2, max(LENGTHS), seed=2), jnp.array(LENGTHS, jnp.int32)
+
+    def seven_steps(tiny, kind):
+        tiny = tiny if form == 'stacked' else decoding.for_sampling(tiny)
+        context = tiny.prefill(prompts, lengths)[1]
+        start = tiny.new_own(6, 4, kind)
+        step = lambda own, tokens: tiny.extend(tokens, context, own)[::-1]  # noqa: E731
+        own, hidden = jax.lax.scan(step, start, draw_tokens(7, 6, seed=3))
+        return tiny.logits(hidden), own
+
+    (plain, _), (rounded, own) = (jax.jit(seven_steps, static_argnums=1)(tiny, kind) for kind in cache.KINDS)
+    assert {leaf.dtype for leaf in jax.tree.leaves(own.key)} == {jnp.dtype('int8'), jnp.dtype('float32')}
+    scale = float(jnp.abs(plain).max())
+    assert 1e-5 * scale < largest_difference(plain, rounded) < 0.03 * scale
+
+
+def test_int8_is_the_nearest_of_255_steps_for_each_token_and_head():
+    column = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 5, 1)), jnp.float32)  # samples, heads, sizes
+    kept = cache.rounded(column.at[0, 0].set(0.0))
+    step = np.abs(column).max(axis=2, keepdims=True) / 127
+    np.testing.assert_allclose(kept.scale[1:], step[1:], rtol=1e-6)
+    assert (np.abs(np.asarray(kept.numbers, np.float32) * kept.scale - column)[1:] <= step[1:] / 2 * 1.001).all()
+    assert not kept.numbers[0, 0].any() and np.abs(np.asarray(kept.numbers)).max() == 127
+
+
 def test_int8_is_the_nearest_of_255_steps_for_each_output():
     weight = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 2, 4)), jnp.float32)  # layers, inputs, outputs
     kept = decoding.Quantized(weight, 1, ('layers', 'model', 'heads', 'head'))

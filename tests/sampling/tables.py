@@ -48,7 +48,7 @@ class Table:
         last = jnp.take_along_axis(tokens, (length - 1)[:, None], axis=1)[:, 0]
         return self.table[tokens[:, 0], 0, last], Place(tokens[:, 0])
 
-    def new_own(self, rows, room):
+    def new_own(self, rows, room, kind):
         return Own(jnp.zeros(rows, jnp.int32))
 
     def extend(self, tokens, context, own, seats=None):

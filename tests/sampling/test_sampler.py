@@ -289,6 +289,7 @@ def test_the_loop_stops_when_all_have_ended():
         ({'cache_share': 0.0}, 'between 0 and 1; it is 0.0'),
         ({'stop': ('',)}, 'an empty text'),
         ({'weights': 'int3'}, "'int8'; it is 'int3'"),
+        ({'cache': 'int4'}, "cache must be one of 'as computed', 'int8'; it is 'int4'"),
         ({'vocabulary': Spelled((b'', b'a'), eos_id=9)}, r'ends of text \[9\] are outside this vocabulary of 2 tokens'),
     ],
 )

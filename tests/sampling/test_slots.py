@@ -71,6 +71,17 @@ def test_refilled_slots_draw_the_same_paths(kind, way):
     assert got.slot_steps < wanted.slot_steps
 
 
+@pytest.mark.parametrize('way', ['seven, refilled at every step', 'all, with a tail'])
+def test_refilled_slots_of_int8_draw_the_same_paths(way):
+    """What a path leaves in the ring is rounded by itself, so that nothing hangs on its neighbours."""
+    limit = jnp.array(np.random.default_rng(0).integers(1, 10, 20), jnp.int32)
+    tiny, asked = model(), prompts_of(ASKED, prefix=PREFIX)
+    wide, narrow = sample(ALL_AT_ONCE, tiny, asked, limit), dataclasses.replace(ALL_AT_ONCE, cache='int8')
+    wanted = sample(narrow, tiny, asked, limit)
+    assert np.abs(wanted.log_probs[:, :3] - wide.log_probs[:, :3]).max() > 1e-6
+    same(sample(dataclasses.replace(narrow, **WAYS[way]), tiny, asked, limit), wanted)
+
+
 def test_slots_of_several_devices_draw_the_same_paths():
     tiny, asked = model(), prompts_of(ASKED, prefix=PREFIX)
     wanted = sample(ALL_AT_ONCE, tiny, asked)
@@ -162,6 +173,8 @@ def test_slots_by_memory(monkeypatch):
     tiny, asked = model(), prompts_of(ASKED)
     one = decoding.bytes_of_own(tiny, 9)
     assert one == 2 * 2 * 2 * 4 * 9 * 4 + 4 + 4  # layers, keys and values, heads, size, columns, bytes; two counters
+    # A byte a number, and a scale of four for each head and token.
+    assert decoding.bytes_of_own(tiny, 9, 'int8') == 2 * 2 * 2 * 9 * (4 + 4) + 4 + 4
     monkeypatch.setattr(partitioning, 'memory_bytes', lambda: 8 * one * 4)
     assert ALL_AT_ONCE.plan(tiny, asked).sizes == (8,)
 
