@@ -2,7 +2,7 @@
 
 Fewer questions sampled at a time, a batch computed in more parts, layers recomputed in the backward pass, and the
 parameters split further. The results of a run stay what they are but for rounding; the last, weights of int8 to sample
-from, changes which paths are drawn.
+from and keys and values of int8 for what is drawn, change which paths are drawn.
 """
 
 import dataclasses
@@ -36,9 +36,10 @@ def knobs(run: Improve, mesh: jax.sharding.Mesh) -> Iterator[Knob]:
         yield Knob('all of them', turned)
     for times in (2, 4, 8):
         yield from _more_tensor(turned, mesh, times)
-    sampler = dataclasses.replace(turned.recipe.sampler, weights='int8')
-    recipe = dataclasses.replace(turned.recipe, sampler=sampler)
-    yield Knob("all of them and weights = 'int8' in sampling", dataclasses.replace(turned, recipe=recipe))
+    for names in (('weights',), ('weights', 'cache')):
+        sampler = dataclasses.replace(turned.recipe.sampler, **dict.fromkeys(names, 'int8'))
+        rounded = dataclasses.replace(turned, recipe=dataclasses.replace(turned.recipe, sampler=sampler))
+        yield Knob(f"all of them and {', '.join(names)} = 'int8' in sampling", rounded)
 
 
 def _remat(run: Improve, mesh: jax.sharding.Mesh) -> Knob | None:

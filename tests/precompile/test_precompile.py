@@ -150,10 +150,11 @@ def test_what_is_turned_where_a_round_does_not_fit():
         'accumulate = 4 parts of a batch',
         'all of them',
         "all of them and weights = 'int8' in sampling",
+        "all of them and weights, cache = 'int8' in sampling",
     ]
     last = list(knobs.knobs(run, mesh))[-1].run
     assert (last.model.remat, last.questions.per_batch, last.recipe.learner.accumulate) == ('full', 2, 4)
-    assert last.recipe.sampler.weights == 'int8'
+    assert last.recipe.sampler.weights == last.recipe.sampler.cache == 'int8'
     untouched = dataclasses.replace(last, model=run.model, questions=run.questions, recipe=run.recipe)
     assert untouched == run
 
