@@ -55,7 +55,12 @@ def rounded(column: Float[Array, '*b S K m n']) -> Rounded:
 
 def numbers(kept: Any, dtype: Any) -> jax.Array:
     """Keys or values as they are multiplied, without their scale."""
-    return kept.numbers.astype(dtype) if isinstance(kept, Rounded) else kept
+    if not isinstance(kept, Rounded):
+        return kept
+    wide = kept.numbers.astype(dtype)
+    # The compiler for TPUs (libtpu 0.0.52) would else tile the ring for the product, and copy all of its layers from
+    # the tiles that columns are written in, at every layer of every step.
+    return wide if partitioning.platform() == 'cpu' else jax.lax.optimization_barrier(wide)
 
 
 def scaled(columns: Float32[Array, 'B K q T'], kept: Any) -> Float32[Array, 'B K q T']:
