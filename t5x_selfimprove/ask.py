@@ -191,7 +191,7 @@ def ask(
     room = room or max(len(vocabulary.encode(question)) for question in questions)
     arrays, _ = encode_questions(items, vocabulary, room, consolidator.answers)
     samples, verdict = jax.device_get(_draw(model, arrays, seed, prompt, sampler, consolidator))
-    return [Asked(line) for line in store.lines(items, samples, verdict, vocabulary, labels=False, limit=len(items))]
+    return [Asked(line) for line in store.lines(items, samples, verdict, vocabulary, labels=False)]
 
 
 @functools.partial(jax.jit, static_argnames=('prompt', 'sampler', 'consolidator'))

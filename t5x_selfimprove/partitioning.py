@@ -260,8 +260,12 @@ def fetch(tree: Any) -> Any:
         leaves = jax.tree.leaves(tree)
         meshes = {leaf.sharding.mesh for leaf in leaves if isinstance(leaf.sharding, NamedSharding)}
         if meshes:
-            tree = jax.jit(lambda tree: tree, out_shardings=NamedSharding(meshes.pop(), PartitionSpec()))(tree)
+            tree = jax.jit(_same, out_shardings=NamedSharding(meshes.pop(), PartitionSpec()))(tree)
     return jax.device_get(tree)
+
+
+def _same(tree: Any) -> Any:  # one function, so that what is fetched again is not compiled again
+    return tree
 
 
 def constrain_tokens(array: jax.Array) -> jax.Array:

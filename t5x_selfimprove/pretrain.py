@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5x_selfimprove import improve, metrics, partitioning, profiling
+from t5x_selfimprove import improve, metrics, partitioning, processes, profiling, shares
 from t5x_selfimprove.checkpoints import Described, describe_model, model_facts, read_model
-from t5x_selfimprove.data.items import Bank, check_banks, encode_examples
+from t5x_selfimprove.data.items import Bank, check_banks, encode_examples, take_at
 from t5x_selfimprove.learning.supervised import Supervised
 from t5x_selfimprove.models.config import ModelConfig
 from t5x_selfimprove.records import Examples, TrainState
@@ -58,20 +58,21 @@ class Pretrain:
         key = jax.random.fold_in(jax.random.key(self.place.seed), 2**31)  # no round has this number
         return improve.new_state(self.model.create(self.vocabulary.size, key), self.learner, self.place.seed, False)
 
-    def chunk(self, number: int) -> tuple[Examples, int]:
-        """The examples of chunk `number` (from 0), and how many were too long."""
-        items = self.examples.take(number * self.examples_per_chunk, self.examples_per_chunk)
-        return encode_examples(
+    def chunk(self, number: int, mesh: jax.sharding.Mesh) -> Examples:
+        """This process's share of the examples of chunk `number` (from 0); those that are too long are padding."""
+        rows = shares.rows_here(mesh, self.examples_per_chunk)
+        items = take_at(self.examples, number * self.examples_per_chunk + rows)
+        share, _ = encode_examples(
             items,
             self.vocabulary,
             self.prompt.before,
             self.prompt.after,
             self.example_room,
             self.too_long,
-            self.examples_per_chunk,
-            self.answer_text,
-            self.learner.packing.rooms,
+            answer_text=self.answer_text,
+            rooms=self.learner.packing.rooms,
         )
+        return share
 
     def run(self, config: str) -> dict[str, Any]:
         """Pre-trains, or goes on where a killed run stopped. Returns the last chunk's metrics.
@@ -83,12 +84,11 @@ class Pretrain:
         left_out = check_banks(self.examples)
         if self.initial is not None:
             describe_model(self.initial, self.vocabulary)
-        first, _ = self.chunk(0)
         with Session(self.place, config) as session:
+            done = session.resume_point('pretrain', self.vocabulary) or 0
+            self.check_examples(done, session.mesh)
             state = session.place_state(self.create)
             session.check_room(state)
-            done = session.resume_point('pretrain', self.vocabulary) or 0
-            self.check_examples(done)
             if done:
                 state, done = session.restore(state, done, 'pretrain', self.vocabulary)
             elif self.initial is not None:
@@ -96,28 +96,32 @@ class Pretrain:
                 session.display.say(f'starting from {self.initial}')
             session.save_config()
             chunks, steps = self.learner.total_rounds, self.learner.steps
-            rows = self.learner.packing.rows_for(*first.tokens.shape, first.rooms)
+            packing = self.learner.packing
+            rows = packing.rows_for(self.examples_per_chunk, self.example_room, packing.rooms)
             batch = {
                 'steps': f'{chunks} chunks x {steps} = {chunks * steps:,}',
                 'examples': f'{self.examples_per_chunk:,} a chunk, packed in at most {rows:,} rows of '
-                f'{self.learner.packing.row_tokens} tokens',
+                f'{packing.row_tokens} tokens',
                 'batch_rows': f'{self.learner.batch_rows} ({self.learner.accumulate} accumulated)',
                 **left_out,
             }
             session.announce('pretrain', state, batch)
             return self.train(session, state, done)
 
-    def check_examples(self, done: int) -> None:
-        """Looks at the examples of the chunks to come, of a finite bank once. Raises ValueError as `chunk` does."""
+    def check_examples(self, done: int, mesh: jax.sharding.Mesh) -> None:
+        """Looks at the examples of the chunks to come, of a finite bank once. Raises ValueError or OSError."""
         size, chunks = self.examples.size, self.learner.total_rounds
         last = chunks if size is None else min(chunks, done + math.ceil(size / self.examples_per_chunk))
-        for number in range(done, last):
-            examples, skipped = self.chunk(number)
-            if not examples.weight.any():
-                raise ValueError(
-                    f'all {skipped} examples of chunk {number + 1} are longer than example_room = {self.example_room} '
-                    'tokens; make it larger'
-                )
+        fit = processes.agreed(
+            'looking at the examples',
+            lambda: [bool(self.chunk(number, mesh).weight.any()) for number in range(done, last)],
+        )
+        of_all = np.any(processes.compare('comparing the examples', fit), axis=0)
+        if not of_all.all():
+            raise ValueError(
+                f'all {self.examples_per_chunk} examples of chunk {done + of_all.argmin() + 1} are longer than '
+                f'example_room = {self.example_room} tokens; make it larger'
+            )
 
     def train(self, session: Session, state: TrainState, done: int) -> dict[str, Any]:
         """Runs the chunks from `done` on."""
@@ -129,8 +133,9 @@ class Pretrain:
         for number in range(done, chunks):
             session.stop_if_asked(f'chunk {number} of {chunks}')
             start = time.perf_counter()
-            examples, skipped = self.chunk(number)
-            batch = session.place_batch(examples, 0)
+            share = processes.agreed('reading examples', lambda number=number: self.chunk(number, session.mesh))
+            batch, there = shares.place(session.mesh, share, 0, self.examples_per_chunk)
+            skipped = int((~there).sum())
             if step is None:
                 program = jax.jit(functools.partial(_chunk, learner=self.learner), donate_argnums=0)
                 with display.phase('compile', 'compiling the training'):

@@ -159,22 +159,6 @@ class Session:
         shardings = parameters.shardings(abstract, self.mesh, partitioning.LEARNING)
         return jax.jit(create, out_shardings=shardings)()
 
-    def place_batch(self, batch: Any, outer: int) -> Any:
-        """Puts host arrays on the mesh, split over the batch axis that comes after `outer` axes.
-
-        Raises:
-          ValueError: the batch cannot be split over the mesh.
-        """
-        size = jax.tree.leaves(batch)[0].shape[outer]
-        parts = partitioning.batch_parts(self.mesh)
-        if size % parts:
-            raise ValueError(
-                f'a batch of {size} cannot be split over data x fsdp x expert = {parts} devices; make its size '
-                f'(per_batch, examples_per_chunk) a multiple of {parts}, or choose another mesh'
-            )
-        spec = partitioning.spec_of(partitioning.Axes((None,) * outer + ('batch',)), partitioning.LEARNING)
-        return partitioning.put(batch, jax.sharding.NamedSharding(self.mesh, spec))
-
     def replicate(self, tree: Any) -> Any:
         """Puts host arrays on every device of the mesh."""
         return partitioning.put(tree, jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec()))

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5x_selfimprove import evaluate, metrics, partitioning, processes, tally
+from t5x_selfimprove import evaluate, metrics, partitioning, processes, shares, tally
 from t5x_selfimprove.data import store
 from t5x_selfimprove.display import percent
 from t5x_selfimprove.evaluate import Evaluation
@@ -64,20 +64,28 @@ class Suite:
         keeper: Consolidator | None = None,
         prefix: str = '',
     ):
-        self.session, self.vocabulary, self.evaluation, self.stored = session, vocabulary, evaluation, stored
+        self.session, self.vocabulary, self.evaluation = session, vocabulary, evaluation
         self.keeper, self.program = keeper, None
         self.prefix = prefix  # of the names of its files
         self.name = feed.name
-        self.items, batches, skipped = feed.take(0, vocabulary, evaluation.consolidator.answers, labels=True)
-        if not batches.known.any():
+        rows, form = shares.rows_here(session.mesh, feed.per_batch), evaluation.consolidator.answers
+        read, share = processes.agreed(
+            f'reading the questions of {feed.name}', lambda: feed.take(0, vocabulary, form, labels=True, rows=rows)
+        )
+        self.batches, there = shares.place(session.mesh, share, 1, feed.per_batch)
+        known, words, weight = partitioning.fetch((self.batches.known, self.batches.id, self.batches.weight))
+        count = int(there.sum())
+        if not known.any():
             raise ValueError(
-                f'none of the {len(self.items)} evaluation questions has a label; evaluation needs answers '
-                f'({self.name})'
+                f'none of the {count} evaluation questions has a label; evaluation needs answers ({self.name})'
             )
-        if skipped:
-            session.display.say(f'{skipped} evaluation questions are longer than {feed.room} tokens and are left out')
-        self.ids = {item.id for item in self.items}
-        self.batches = session.place_batch(batches, 1)
+        if count < feed.per_round:
+            session.display.say(
+                f'{feed.per_round - count} evaluation questions are longer than {feed.room} tokens and are left out'
+            )
+        self.ids = shares.ids(words, weight)
+        places = np.flatnonzero(there)[:stored].tolist()
+        self.items = shares.gather(f'gathering the questions of {feed.name}', read, places)  # whose paths are stored
 
     def measure(self, model: Any, number: int) -> dict[str, Any]:
         """Measures a model after round `number`; writes metrics and stored paths, and says the result."""
@@ -94,7 +102,7 @@ class Suite:
         flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (samples, verdict))
         if processes.first():
             origin = store.Origin(number, session.place.seed, drawn_by, self.name)
-            stored = store.table(self.items, *flat, self.vocabulary, True, origin, self.stored)
+            stored = store.table(self.items, *flat, self.vocabulary, True, origin)
             store.write(session.directory / 'samples' / f'evaluation_{self.prefix}{number:04d}.parquet', stored)
         counted = metrics.values(counts)
         found['sampled'] = {name: counted[name] for name in OF_SAMPLES}

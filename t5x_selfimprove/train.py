@@ -8,18 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_selfimprove import improve, metrics, partitioning, placement, processes, profiling, tally
+from t5x_selfimprove import improve, metrics, partitioning, placement, processes, profiling, shares, tally
 from t5x_selfimprove.checkpoints import Described, describe_model, model_facts, read_model
 from t5x_selfimprove.data import store
 from t5x_selfimprove.data.items import Bank, Item, check_banks, encode_examples, encode_questions
 from t5x_selfimprove.display import number_of_bytes, percent
 from t5x_selfimprove.evaluate import Evaluation
-from t5x_selfimprove.feed import Feed
+from t5x_selfimprove.feed import Feed, Rounds
 from t5x_selfimprove.guards import Guards, Watch, figures_of
 from t5x_selfimprove.improve import Recipe, Round
 from t5x_selfimprove.models import parameters
 from t5x_selfimprove.models.config import ModelConfig
-from t5x_selfimprove.records import Lessons, Questions, TrainState
+from t5x_selfimprove.records import Lessons, TrainState
 from t5x_selfimprove.report import write_report
 from t5x_selfimprove.session import Place, Session
 from t5x_selfimprove.suite import OutOfDomain, open_suites
@@ -94,7 +94,7 @@ class Improve:
         with Session(self.place, config) as session:
             done = session.resume_point('improve', self.vocabulary)
             run = _Run(self, session)
-            run.check_questions(done or 0)
+            run.rounds.check(range(done or 0, self.rounds))
             state, done = run.restore(done, described)
             session.check_room(state)
             session.save_config()
@@ -179,7 +179,9 @@ class _Run:
             settings.stored_questions,
             settings.recipe.consolidator,
         )
-        self.evaluated = frozenset().union(*(suite.ids for suite in self.suites))
+        evaluated = None if settings.train_on_evaluation else np.concatenate([suite.ids for suite in self.suites])
+        reading = settings.vocabulary, settings.answers, settings.labels
+        self.rounds = Rounds(session.mesh, settings.questions, *reading, evaluated)
         settings.guards.check_canary([suite.name for suite in self.suites])
         self.watch = Watch(settings.guards, session)
         self.replay = self.pack_replay()
@@ -245,7 +247,7 @@ class _Run:
     def compile(self, state: TrainState) -> Any:
         """Compiles the round once; says how long it took and what is updated in place."""
         settings, session = self.settings, self.session
-        questions = self.batches(0)[1]
+        _, questions, _ = self.rounds.take(range(settings.rounds_per_dispatch))
         start = time.perf_counter()
         with session.display.phase('compile', 'compiling the round'):
             compiled = improve.program(settings.recipe).lower(state, questions, self.replay).compile()
@@ -264,39 +266,12 @@ class _Run:
         )
         return compiled
 
-    def take(self, number: int) -> tuple[list[Item], Questions, int]:
-        """Questions of round `number` (from 0), without their labels: items, [G, Q, ...] arrays, how many too long.
-
-        Raises:
-          ValueError: a question is too long or cannot be spelled, or is one of the evaluation.
-        """
-        settings, feed = self.settings, self.settings.questions
-        taken = feed.take(number * feed.per_round, settings.vocabulary, settings.answers, settings.labels)
-        shared = self.evaluated & {item.id for item in taken[0]}
-        if shared and not settings.train_on_evaluation:
-            raise ValueError(
-                f'{len(shared)} questions of round {number + 1} are evaluation questions (first: {min(shared)}). '
-                'Use other splits, or set train_on_evaluation=True to say that this is meant'
-            )
-        return taken
-
-    def check_questions(self, done: int) -> None:
-        """Looks at the questions of all rounds after `done`, before the first of them. Raises as `take` does."""
-        for number in range(done, self.settings.rounds):
-            self.take(number)
-
-    def batches(self, done: int) -> tuple[list[list[Item]], Questions, list[int]]:
-        """Questions of the next dispatch: items and skipped by round, [rounds, G, Q, ...] on the devices."""
-        taken = [self.take(number) for number in range(done, done + self.settings.rounds_per_dispatch)]
-        arrays = jax.tree.map(lambda *arrays: np.stack(arrays), *[batch for _, batch, _ in taken])
-        return [items for items, _, _ in taken], self.session.place_batch(arrays, 2), [skip for _, _, skip in taken]
-
     def dispatch(self, step: Any, state: TrainState, done: int) -> TrainState:
         """Runs the next rounds and writes what they leave."""
         settings, display = self.settings, self.session.display
         start = time.perf_counter()
-        items, questions, skipped = self.batches(done)
         last = done + settings.rounds_per_dispatch
+        read, questions, there = self.rounds.take(range(done, last))
         name = f'round {last}' if last == done + 1 else f'rounds {done + 1} to {last}'
         rest = (settings.rounds - last) / settings.rounds_per_dispatch
         after = rest * sum(display.seconds.get(kind, 0.0) for kind in ('round', 'evaluate'))
@@ -306,19 +281,33 @@ class _Run:
             left, known = partitioning.fetch((left, questions.known.sum(axis=(1, 2))))
         seconds = time.perf_counter() - start
         met = profiling.met(state.model, settings.model)
-        for offset, round_items in enumerate(items):
+        for offset, items in enumerate(read):
+            number, count = done + offset + 1, int(there[offset].sum())
             one = jax.tree.map(lambda array, offset=offset: array[offset], left)
             facts = {
-                'skipped_questions': skipped[offset],
+                'skipped_questions': settings.questions.per_round - count,
                 'labels_read': int(known[offset]),
                 'replay_examples': settings.replay.size if settings.replay else 0,
-                'seconds': {'round': seconds / len(items)},
+                'seconds': {'round': seconds / len(read)},
             }
-            self.write_round(done + offset + 1, round_items, one, facts, met)
+            places = np.flatnonzero(there[offset])[: settings.stored_questions].tolist()
+            stored = shares.gather(f'gathering the questions of round {number}', items, places)
+            self.write_round(number, stored, count, one, facts, met)
         return state
 
-    def write_round(self, number: int, items: list[Item], left: Round, facts: dict[str, Any], met: float) -> None:
-        """Writes the metrics and the stored samples of one round, and says how it went. `met`: as of `profiling`."""
+    def write_round(
+        self, number: int, items: list[Item], count: int, left: Round, facts: dict[str, Any], met: float
+    ) -> None:
+        """Writes the metrics of one round, and the samples of `items`, and says how it went.
+
+        Args:
+          number: of the round, from 1.
+          items: questions whose samples are stored, the first of the round; in process 0.
+          count: questions of the round.
+          left: what the round left.
+          facts: what is known of it beside.
+          met: as of `profiling`.
+        """
         settings, session = self.settings, self.session
         start, seconds = time.perf_counter(), facts['seconds']['round']
         flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (left.samples, left.verdict))
@@ -326,9 +315,9 @@ class _Run:
             formats = tuple(one.name for one in settings.recipe.lessons)
             drawn_by = parameters.fingerprint_text(left.model)
             origin = store.Origin(number, settings.place.seed, drawn_by, formats=formats)
-            stored = store.table(items, *flat, settings.vocabulary, settings.labels, origin, settings.stored_questions)
+            stored = store.table(items, *flat, settings.vocabulary, settings.labels, origin)
             store.write(session.directory / 'samples' / f'round_{number:04d}.parquet', stored)
-        found = metrics.values(left.metrics) | figures_of(*flat, len(items))
+        found = metrics.values(left.metrics) | figures_of(*flat, count)
         loss = found['loss']  # None where there was nothing to train on
         if loss is not None and not np.isfinite(loss):
             raise FloatingPointError(

@@ -39,6 +39,7 @@ def start(
     each: dict[str, str] | None = None,
     come: int | None = None,
     make: Callable[..., list[str]] = tiny_run.improve_arguments,
+    module: str = 't5x_selfimprove',
     **settings: object,
 ) -> list[subprocess.Popen]:
     """Starts the processes of a run; their outputs go to files beside the directory.
@@ -51,6 +52,7 @@ def start(
       each: more of the environment of all.
       come: how many of them are started.
       make: command line of the run, from its directory, the initial one, and bindings.
+      module: that is run.
       **settings: bindings.
     """
     with socket.create_server(('127.0.0.1', 0)) as server:
@@ -64,7 +66,7 @@ def start(
         with output(directory, number).open('w') as file:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, '-m', 't5x_selfimprove', *arguments, *several, *own],
+                    [sys.executable, '-m', module, *arguments, *several, *own],
                     env=tiny_run.environment() | (each or {}) | ((first or {}) if number == 0 else {}),
                     cwd=tiny_run.ROOT,
                     stdout=file,

@@ -30,6 +30,7 @@ FLOORS = {
         'ask',
         'export',
         'session',
+        'shares',
         'feed',
         'guards',
         'suite',

@@ -1,13 +1,28 @@
-"""A run in two processes, stopped by a signal to one of them, gone on with in one: the run of one process."""
+"""A run in two processes, each of which reads its share, stopped by a signal to one of them, gone on with in one: the
+run of one process."""
 
 import os
 import pathlib
 
-from tests import tiny_run
+from t5x_selfimprove.data.possessions import Possessions
+from tests import counted_reads, tiny_run
 from tests.many_processes import ends, largest_difference, output, paths, start
-from tests.tiny_run import events, finished, improve_arguments, pretrained, steps
+from tests.tiny_run import BATCH, QUESTIONS, ROUNDS, events, finished, improve_arguments, pretrained, steps
 
 KILLING = pathlib.Path(__file__).parent / 'killing'  # see sitecustomize.py there
+
+
+def check_reads(log: pathlib.Path) -> None:
+    """Each of two processes has read, and encoded, half of each batch, and nothing of the other half."""
+    of_split = {'unlabelled': ROUNDS * QUESTIONS, 'held_out': QUESTIONS}
+    texts = {split: [item.question for item in Possessions(split, 0, 2, 2, 6, 12).take(0, count)]
+             for split, count in of_split.items()}  # fmt: skip
+    for number in range(2):
+        read, encoded = counted_reads.told(log, number)
+        for split, count in of_split.items():
+            own = {place for place in range(count) if place % BATCH // (BATCH // 2) == number}
+            assert read[split] == own, (number, split)
+            assert {place for place, text in enumerate(texts[split]) if text in encoded} == own, (number, split)
 
 
 def test_two_processes_then_one(tmp_path):
@@ -21,10 +36,12 @@ def test_two_processes_then_one(tmp_path):
     }
     # One device each and quick compilation, which is most of the time that this takes.
     quick = {'XLA_FLAGS': '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'}
-    settings = {'session__Place__cpu_devices': 1}
+    quick |= {'READS_LOG': str(tmp_path / 'reads')}
+    settings = {'session__Place__cpu_devices': 1, 'module': 'tests.counted_reads'}
     codes = ends(start(directory, pretrained().directory, 2, signalled, quick, **settings))
     said = [output(directory, number).read_text() for number in range(2)]
     assert codes == [75, 75], said
+    check_reads(tmp_path / 'reads')
     # Both stop at one boundary, though one alone was asked to; one alone tells of the run.
     assert all('stopped as SIGTERM asked, after round 1 of 2; all of it is saved' in text for text in said)
     assert '2 x cpu (cpu) in 2 processes' in said[0] and 'after round 1: greedy' in said[0]

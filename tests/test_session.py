@@ -139,12 +139,8 @@ def test_room_for_the_checkpoints_to_come(tmp_path, monkeypatch):
             save(run, step)
 
 
-def test_batches(tmp_path):
+def test_what_is_on_every_device(tmp_path):
     with opened(tmp_path) as run:
-        placed = run.place_batch({'tokens': np.arange(2 * 16 * 3).reshape(2, 16, 3)}, 1)['tokens']
-        assert placed.sharding.shard_shape(placed.shape) == (2, 2, 3) and placed[1, 15, 2] == 95
-        with pytest.raises(ValueError, match=r'a batch of 12 cannot be split over .* = 8 devices; make its size'):
-            run.place_batch(np.zeros((12, 3)), 0)
         whole = run.replicate(np.arange(6))
         assert whole.sharding.is_fully_replicated and len(whole.devices()) == 8
 

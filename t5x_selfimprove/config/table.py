@@ -13,7 +13,6 @@ from t5x_selfimprove.consolidation import AnswerFormat, GoldAnswer, MajorityVote
 from t5x_selfimprove.data import possessions
 from t5x_selfimprove.data.curriculum import Curriculum
 from t5x_selfimprove.data.few_shot import FewShot
-from t5x_selfimprove.data.part import Part
 from t5x_selfimprove.data.pool import Pool
 from t5x_selfimprove.data.possessions import Possessions
 from t5x_selfimprove.data.question_files import Csv, Json, JsonLines, Parquet
@@ -72,7 +71,6 @@ TABLE: dict[str, Callable[..., Any]] = {
     'data.Json': Json,
     'data.JsonLines': JsonLines,
     'data.Parquet': Parquet,
-    'data.Part': Part,
     'data.Pool': Pool,
     'data.Possessions': Possessions,
     'data.QuestionLists': QuestionLists,

@@ -141,6 +141,12 @@ def epoch_indices(position: int, count: int, size: int, shuffle_seed: int | None
     return result
 
 
+def take_at(bank: Bank, positions: np.ndarray) -> list[Item]:
+    """The items at some positions, int64[n], that rise; neighbours are asked for together."""
+    runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
+    return [item for run in runs if len(run) for item in bank.take(int(run[0]), len(run))]
+
+
 @functools.lru_cache(maxsize=4)
 def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(size)
@@ -154,7 +160,7 @@ def encode_questions(
     too_long: str = 'refuse',
     count: int | None = None,
 ) -> tuple[Questions, int]:
-    """Items as a record of NumPy arrays, one row an item, in order.
+    """Items as a record of NumPy arrays, one row an item, in order; the row of one that is left out is padding.
 
     Args:
       items: the questions; an answer of None is an unknown label.
@@ -172,23 +178,26 @@ def encode_questions(
     """
     check_choice('too_long', too_long, TOO_LONG)
     check_integer('room', room, 1)
-    kept = [(item, vocabulary.encode(item.question)) for item in items]
-    kept, skipped = _that_fit(kept, room, too_long, 'question')
-    rows = _row_count(len(kept), count)
+    encoded = [(row, item, vocabulary.encode(item.question)) for row, item in enumerate(items)]
+    kept = _that_fit(encoded, room, too_long, 'question')
+    rows = _row_count(len(items), count)
     width = 1 if answer_format is None else answer_format.room
     tokens = np.full((rows, room), vocabulary.pad_id, np.int32)
     length = np.zeros(rows, np.int32)
     answer = np.zeros((rows, width), np.uint8)
     known = np.zeros(rows, bool)
-    for row, (item, ids) in enumerate(kept):
+    weight = np.zeros(rows, np.float32)
+    words = np.zeros((rows, 2), np.uint32)  # of the 64-bit ids, high word first
+    for row, item, ids in kept:
         tokens[row, : len(ids)] = ids
         length[row] = len(ids)
+        weight[row] = 1
+        words[row] = np.frombuffer(bytes.fromhex(item.id), '>u4')
         if answer_format is not None and item.answer is not None:
             label = _canonical(item, answer_format)
             answer[row, : len(label)] = np.frombuffer(label, np.uint8)
             known[row] = True
-    weight = (np.arange(rows) < len(kept)).astype(np.float32)
-    return Questions(tokens, length, answer, known, weight, _ids(kept, rows)), skipped
+    return Questions(tokens, length, answer, known, weight, words), len(items) - len(kept)
 
 
 def encode_examples(
@@ -205,6 +214,7 @@ def encode_examples(
     """Items as prompt-completion pairs: before + question + after, then ' rationale' + `answer_text` + end of text.
 
     An item with an empty question is plain text: no prompt at all, and its rationale is the completion as it stands.
+    Rows are in the order of the items; that of one that is left out is padding.
 
     Args:
       items: with a rationale, an answer or both; a missing one is left out of the completion.
@@ -230,24 +240,23 @@ def encode_examples(
         raise ValueError(f"answer_text must have '{{answer}}' in it; it is {answer_text!r}")
     before, after = list(prompt_before), list(prompt_after)
     pairs = []
-    for item in items:
+    for row, item in enumerate(items):
         prompt = before + vocabulary.encode(item.question) + after if item.question else []
         text = completion_text(item, answer_text)
         completion = encode_following(vocabulary, text) if prompt else vocabulary.encode(text)
-        pairs.append((item, prompt + completion + [vocabulary.eos_id], len(prompt)))
-    kept, skipped = _that_fit(pairs, room, too_long, 'example (prompt, completion and end of text)')
+        pairs.append((row, item, prompt + completion + [vocabulary.eos_id], len(prompt)))
+    kept = _that_fit(pairs, room, too_long, 'example (prompt, completion and end of text)')
     if rooms is not None:
-        kept, more = _that_fit_apart(kept, rooms, too_long)
-        skipped += more
-    rows = _row_count(len(kept), count)
+        kept = _that_fit_apart(kept, rooms, too_long)
+    rows = _row_count(len(items), count)
     tokens = np.full((rows, room), vocabulary.pad_id, np.int32)
     prompt_length = np.zeros(rows, np.int32)
     length = np.zeros(rows, np.int32)
-    for row, (_, ids, prompted) in enumerate(kept):
+    weight = np.zeros(rows, np.float32)
+    for row, _, ids, prompted in kept:
         tokens[row, : len(ids)] = ids
-        prompt_length[row], length[row] = prompted, len(ids)
-    weight = (np.arange(rows) < len(kept)).astype(np.float32)
-    return Examples(tokens, prompt_length, length, weight, rooms), skipped
+        prompt_length[row], length[row], weight[row] = prompted, len(ids), 1
+    return Examples(tokens, prompt_length, length, weight, rooms), len(items) - len(kept)
 
 
 def completion_text(item: Item, answer_text: str = ' The answer is {answer}.') -> str:
@@ -283,38 +292,38 @@ def item_texts(bank: Bank, count: int | None = None, answer_text: str = ' The an
                 yield completion_text(item, answer_text)
 
 
-def _that_fit(rows: list[tuple], room: int, too_long: str, what: str) -> tuple[list[tuple], int]:
-    """Rows (item, ids, ...) of 1..room ids, and the number left out."""
+def _that_fit(encoded: list[tuple], room: int, too_long: str, what: str) -> list[tuple]:
+    """Those of (row, item, ids, ...) that have 1..room ids."""
     kept = []
-    for row in rows:
-        item, ids = row[:2]
+    for one in encoded:
+        _, item, ids = one[:3]
         if not ids:
             raise ValueError(f'item {item.id} has an empty {what}; drop it from the bank')
         if len(ids) <= room:
-            kept.append(row)
+            kept.append(one)
         elif too_long == 'refuse':
             raise ValueError(
                 f'item {item.id}: its {what} has {len(ids)} tokens, the room is {room} ({item.question[:60]!r}); '
                 f"make the room at least {len(ids)}, or set too_long='skip' to leave such items out and count them"
             )
-    return kept, len(rows) - len(kept)
+    return kept
 
 
 def _that_fit_apart(
-    rows: list[tuple[Item, list[int], int]], rooms: tuple[int, int], too_long: str
-) -> tuple[list[tuple[Item, list[int], int]], int]:
-    """Pairs (item, ids, prompt length) whose prompt and completion fit rooms of their own, and the number left out."""
-    for item, _, prompted in rows:
+    pairs: list[tuple[int, Item, list[int], int]], rooms: tuple[int, int], too_long: str
+) -> list[tuple[int, Item, list[int], int]]:
+    """Those of (row, item, ids, prompt length) whose prompt and completion fit rooms of their own."""
+    for _, item, _, prompted in pairs:
         if not prompted:
             raise ValueError(
                 f'item {item.id} is plain text, without a question: an encoder-decoder learns what follows a prompt. '
                 'Use a bank of questions, or a decoder-only model'
             )
-    prompts = [(item, ids[:prompted], ids, prompted) for item, ids, prompted in rows]
-    kept, skipped = _that_fit(prompts, rooms[0], too_long, 'prompt (in learning.Packing.source_length)')
-    rest = [(item, ids[prompted:], ids, prompted) for item, _, ids, prompted in kept]
-    kept, more = _that_fit(rest, rooms[1], too_long, 'completion (in learning.Packing.row_length less one)')
-    return [(item, ids, prompted) for item, _, ids, prompted in kept], skipped + more
+    prompts = [(row, item, ids[:prompted], ids, prompted) for row, item, ids, prompted in pairs]
+    kept = _that_fit(prompts, rooms[0], too_long, 'prompt (in learning.Packing.source_length)')
+    rest = [(row, item, ids[prompted:], ids, prompted) for row, item, _, ids, prompted in kept]
+    kept = _that_fit(rest, rooms[1], too_long, 'completion (in learning.Packing.row_length less one)')
+    return [(row, item, ids, prompted) for row, item, _, ids, prompted in kept]
 
 
 def _row_count(items: int, count: int | None) -> int:
@@ -334,9 +343,3 @@ def _canonical(item: Item, answer_format: Any) -> bytes:
             f'{answer_format.room} bytes; set the kind or room of the answer format, or the field that holds the answer'
         )
     return label
-
-
-def _ids(kept: list[tuple], rows: int) -> np.ndarray:
-    """uint32[rows, 2]: the 64-bit ids, high word first; zeros for padding."""
-    words = np.frombuffer(b''.join([bytes.fromhex(row[0].id) for row in kept]), '>u4').reshape(-1, 2)
-    return np.concatenate([words.astype(np.uint32), np.zeros((rows - len(kept), 2), np.uint32)])

@@ -83,22 +83,20 @@ def table(
     vocabulary: Vocabulary,
     labels: bool,
     origin: Origin,
-    limit: int | None = None,
 ) -> Any:
-    """The paths of the first `limit` questions (None = of all) as a pyarrow table.
+    """The paths of some questions as a pyarrow table.
 
     Args:
-      items: the questions, in the order of the samples; padding after them is left out.
+      items: the questions, in the order of the samples; what is behind them is left out.
       samples: S = Q * N samples as NumPy arrays.
       verdict: their verdict.
       vocabulary: spells the tokens.
       labels: whether the labels of the items are written ('gold'); never for unlabelled questions.
       origin: what all rows share.
-      limit: number of questions written.
     """
     import pyarrow
 
-    told = lines(items, samples, verdict, vocabulary, labels, limit)
+    told = lines(items, samples, verdict, vocabulary, labels)
     count = samples.ended.shape[0] // verdict.share.shape[0]
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     for number, question in enumerate(told):
@@ -214,17 +212,12 @@ def _question(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def lines(
-    items: Sequence[Item],
-    samples: Samples,
-    verdict: Verdict,
-    vocabulary: Vocabulary,
-    labels: bool,
-    limit: int | None = None,
+    items: Sequence[Item], samples: Samples, verdict: Verdict, vocabulary: Vocabulary, labels: bool
 ) -> list[dict[str, Any]]:
-    """The first `limit` questions (None = all) with their paths as dictionaries; arguments as of `table`."""
+    """Questions with their paths as dictionaries; arguments as of `table`."""
     count = samples.ended.shape[0] // verdict.share.shape[0]
     found = []
-    for number, item in enumerate(items[:limit]):
+    for number, item in enumerate(items):
         own = drawn_rows(number, count, samples)
         found.append(
             {

@@ -1,5 +1,5 @@
-"""Several processes, on one host or many, as one run: every process runs the same program on the same questions and
-holds its own devices' shards; process 0 alone writes what people read.
+"""Several processes, on one host or many, as one run: every process runs the same program, reads the questions of its
+own devices' shards and holds these; process 0 alone writes what people read.
 
 A process alone, as on a laptop, is process 0 of 1: all functions here then do nothing, at once.
 """
@@ -9,7 +9,8 @@ import hashlib
 import os
 import socket
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 
@@ -20,9 +21,11 @@ __all__ = [
     'LOST',
     'Identity',
     'Patience',
+    'agreed',
     'compare',
     'count',
     'first',
+    'gather',
     'identify',
     'leave',
     'number',
@@ -30,6 +33,8 @@ __all__ = [
     'same',
     'start',
 ]
+
+Found = TypeVar('Found')
 
 LOST = 76  # exit code of a process that ends because of another one: EX_PROTOCOL, the same command goes on
 
@@ -123,6 +128,37 @@ def compare(what: str, value: Any) -> list[Any]:
       value: anything JSON has words for.
     """
     return _joined.channel.compare(what, value) if _joined else [value]
+
+
+def gather(what: str, value: Any) -> list[Any]:
+    """As `compare`, but process 0 alone gets the values, of the others each none at once: for what is not small."""
+    return _joined.channel.gather(what, value) if _joined else [value]
+
+
+def agreed(what: str, read: Callable[[], Found]) -> Found:
+    """What `read` gives in this process, when it has worked in all. Where it fails in one, as of bad input that the
+    others do not see, it fails in all, and the run ends as it would in one process.
+
+    Args:
+      what: named in the message, where one is late.
+      read: its processes do not wait for each other.
+
+    Raises:
+      Exception: that of this process.
+      RuntimeError: it failed in another; says how.
+    """
+    found = failure = None
+    try:
+        found = read()
+    except Exception as error:
+        failure = error
+    said = compare(what, failure and f'{type(failure).__name__}: {failure}')
+    if failure is not None:
+        raise failure
+    failed = [one for one, told in enumerate(said) if told]
+    if failed:
+        raise RuntimeError(f'process {failed[0]} ({_joined.channel.hosts[failed[0]]}): {said[failed[0]]}')
+    return found
 
 
 def same(what: str, value: Any, help: str) -> None:

@@ -15,7 +15,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 BEAT = 1.0  # seconds between signs of life
@@ -136,7 +136,7 @@ class Coordinator:
                 values[number] = message['value']
                 if len(values) == self._count:
                     ordered = [values[one] for one in range(self._count)]
-                    self._tell({'compared': message['compare'], 'values': ordered})
+                    self._tell({'values': ordered}, range(1 if message['gather'] else self._count))
                     del self._values[message['compare']]
             elif 'failure' in message:
                 seat.left = True  # it is going to be gone
@@ -202,10 +202,11 @@ class Coordinator:
         if not self._over.is_set():
             self._blamed.append((time.monotonic(), what))
 
-    def _tell(self, message: dict[str, Any]) -> None:
-        for _, seat in sorted(self._seats.items(), reverse=True):  # process 0 ends when it has told the others
+    def _tell(self, message: dict[str, Any], whom: Sequence[int] | None = None) -> None:
+        for number, seat in sorted(self._seats.items(), reverse=True):  # process 0 ends when it has told the others
             with contextlib.suppress(OSError):
-                _send(seat.connection, message)
+                if whom is None or number in whom:
+                    _send(seat.connection, message)
 
     def _doing(self, number: int) -> str:
         seat = self._seats[number]
@@ -263,10 +264,18 @@ class Channel:
 
     def compare(self, what: str, value: Any) -> list[Any]:
         """The values of all processes, in their order; waits for them. A value is anything JSON has words for."""
+        self._say(what, value, gather=False)
+        return self._answers.get()  # whoever is late ends the run
+
+    def gather(self, what: str, value: Any) -> list[Any]:
+        """As `compare` in process 0; the others only say their value, wait for nobody and get none."""
+        self._say(what, value, gather=True)
+        return self._answers.get() if self.number == 0 else []
+
+    def _say(self, what: str, value: Any, gather: bool) -> None:
         self._calls += 1
         self._send({'phase': what})
-        self._send({'compare': f'{self._calls} {what}', 'value': value})
-        return self._answers.get()  # whoever is late ends the run
+        self._send({'compare': f'{self._calls} {what}', 'value': value, 'gather': gather})
 
     def fail(self, what: str) -> str | None:
         """Tells the others that this process failed, so that they end too; what process 0 makes of it."""
@@ -331,10 +340,13 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
 
 def _lines(connection: socket.socket) -> Iterator[dict[str, Any]]:
     """The messages that come, until the other end is closed. Raises OSError where the line breaks or is silent."""
-    held = b''
+    held: list[bytes] = []  # of a line, which may be long
     while True:
         received = connection.recv(65536)
         if not received:
             return
-        *lines, held = (held + received).split(b'\n')
-        yield from map(json.loads, lines)
+        first, *others = received.split(b'\n')
+        held.append(first)
+        for other in others:
+            yield json.loads(b''.join(held))
+            held = [other]

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from t5x_selfimprove import config, improve, metrics
+from t5x_selfimprove import config, improve, metrics, shares
 from t5x_selfimprove.checkpoints import describe_model, read_model
 from t5x_selfimprove.data.items import encode_examples
 from t5x_selfimprove.formats import examples_in
@@ -65,8 +65,9 @@ def programs(settings: Improve, session: Session, new_model: bool) -> list[Progr
     if not new_model:
         describe_model(settings.initial, settings.vocabulary)
         state = dataclasses.replace(state, model=read_model(settings.initial, state.model))
-    _, batches, _ = settings.questions.take(0, settings.vocabulary, settings.answers, settings.labels)
-    questions, replay = session.place_batch(batches, 1), None
+    feed, replay = settings.questions, None
+    _, batches = feed.take(0, settings.vocabulary, settings.answers, settings.labels)
+    questions, _ = shares.place(session.mesh, batches, 1, feed.per_batch)
     if settings.replay is not None:
         prompt = recipe.lessons[0].prompt
         items = settings.replay.take(0, settings.replay.size)

@@ -42,7 +42,7 @@ def measure_here(questions: int, repeats: int, bindings: list[str]) -> dict[str,
     programs = []
     for size in PER_BATCH:
         feed = dataclasses.replace(settings.questions, per_batch=size, per_round=questions)
-        _, batches, _ = feed.take(0, settings.vocabulary, None, False)
+        _, batches = feed.take(0, settings.vocabulary, None, False)
         arguments = (model, jax.device_put(batches), jax.random.key(0))
         programs.append(Program(str(size), draw, arguments, tokens=lambda samples: float(samples.mask.sum())))
     timed = [one.facts() for one in measure(programs, repeats)]

@@ -85,7 +85,7 @@ def main() -> None:
     evaluation = settings.evaluation
     describe_model(settings.initial, settings.vocabulary)
     feed = dataclasses.replace(settings.evaluation_questions, per_round=asked.questions)
-    _, questions, _ = feed.take(0, settings.vocabulary, evaluation.consolidator.answers, True)
+    _, questions = feed.take(0, settings.vocabulary, evaluation.consolidator.answers, True)
 
     def model(**fields: Any) -> Any:
         new = dataclasses.replace(settings.model, **fields).create(settings.vocabulary.size, jax.random.key(0))

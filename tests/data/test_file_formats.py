@@ -13,7 +13,6 @@ import pytest
 from t5x_selfimprove.data import lines, record_files
 from t5x_selfimprove.data.fields import labelled_choices, option_letter, value_at
 from t5x_selfimprove.data.items import Bank, make_item
-from t5x_selfimprove.data.part import Part
 from t5x_selfimprove.data.question_files import Csv, FileBank, Json, JsonLines, Parquet
 from t5x_selfimprove.data.record_files import form_of
 
@@ -161,32 +160,6 @@ def test_parquet_holds_two_row_groups_of_the_columns_that_are_read(tmp_path, mon
     assert read == [(0, ['Body', 'Question', 'Result', 'steps']), (1, ['Body', 'Question', 'Result', 'steps']),
                     (4, ['Body'])]  # fmt: skip
     assert record_files._row_group.cache_info().currsize == 2
-
-
-@pytest.mark.parametrize('block', [1, 3])
-@pytest.mark.parametrize('count', [1, 2, 4])
-def test_parts_deal_out_the_bank(tmp_path, block, count):
-    bank = dataclasses.replace(banks(tmp_path, **MAPPING)['csv'], shuffle_seed=1)
-    turns = 2 * block
-    parts = [Part(bank, block, index, count).take(0, 40 * turns) for index in range(count)]
-    dealt = [item for turn in range(2 * 40) for part in parts for item in part[turn * block : (turn + 1) * block]]
-    assert dealt == bank.take(0, 80 * block * count)
-    assert Part(bank, block, count - 1, count).take(5, 7) == parts[-1][5:12]  # resumed in the middle
-    assert Part(bank).take(2, 9) == bank.take(2, 9)  # one process
-
-
-def test_sizes_of_parts(tmp_path):
-    bank = dataclasses.replace(banks(tmp_path, **MAPPING)['csv'], count=12)
-    assert [Part(bank, block, 0, count).size for block, count in ((1, 1), (1, 4), (3, 2), (4, 2), (1, 5))] == [
-        12, 3, 6, None, None,
-    ]  # fmt: skip
-    with pytest.raises(ValueError, match='both or neither'):
-        Part(bank, 1, 0)
-    with pytest.raises(ValueError, match=r'Part\.index must be in 0\.\.1; it is 2'):
-        Part(bank, 1, 2, 2)
-    with pytest.raises(TypeError, match=r'Part.bank must be a bank'):
-        Part('bank')
-    assert Part(Csv(bank.path, on_error='skip', **MAPPING), 1, 0, 1).check() == []
 
 
 def test_quoted_line_ends_across_chunks(tmp_path, monkeypatch):

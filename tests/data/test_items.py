@@ -75,7 +75,9 @@ def test_too_long_is_refused_or_counted():
         encode_questions(ITEMS, BYTES, room=3)
     questions, skipped = encode_questions(ITEMS, BYTES, room=3, too_long='skip', count=3)
     assert skipped == 1
-    assert questions.length.tolist() == [2, 2, 0] and questions.weight.tolist() == [1, 1, 0]
+    # Its row is left: others stay where they are.
+    assert questions.length.tolist() == [0, 2, 2] and questions.weight.tolist() == [0, 1, 1]
+    assert not questions.tokens[0].any() and not questions.id[0].any() and questions.id[1:].any(axis=1).all()
     assert encode_questions(ITEMS, BYTES, room=4)[1] == 0
     with pytest.raises(ValueError, match="too_long must be one of 'refuse', 'skip'; it is 'cut'"):
         encode_questions(ITEMS, BYTES, room=3, too_long='cut')
@@ -132,7 +134,7 @@ def test_examples_too_long():
     with pytest.raises(ValueError, match=rf'item {ITEMS[0].id}: its example .* has 33 tokens, the room is 32'):
         encode_examples(ITEMS[:2], BYTES, [], [], room=32)
     examples, skipped = encode_examples(ITEMS[:2], BYTES, [], [], room=32, too_long='skip')
-    assert skipped == 1 and examples.length.tolist() == [20]
+    assert skipped == 1 and examples.length.tolist() == [0, 20] and examples.weight.tolist() == [0, 1]
     assert encode_examples(ITEMS[:1], BYTES, [], [], room=33)[1] == 0
 
 

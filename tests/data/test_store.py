@@ -51,10 +51,9 @@ ITEMS = [make_item('How many?', 'two', '21'), make_item('Wie viele?', None, None
 ORIGIN = store.Origin(round=3, seed=7, model='0123456789abcdef', formats=('path', 'direct'))
 
 
-def written(tmp_path, **settings) -> pathlib.Path:
+def written(tmp_path, labels=True, limit=None) -> pathlib.Path:
     file = tmp_path / 'samples' / 'round_0003.parquet'
-    options = {'labels': True, 'origin': ORIGIN, **settings}
-    store.write(file, store.table(ITEMS, *two_questions(), VOCABULARY, **options))
+    store.write(file, store.table(ITEMS[:limit], *two_questions(), VOCABULARY, labels, ORIGIN))
     return file
 
 
@@ -108,7 +107,7 @@ def test_pandas_reads_a_folder_of_them(tmp_path):
     pandas = pytest.importorskip('pandas')
     folder = written(tmp_path).parent
     later = dataclasses.replace(ORIGIN, round=4, suite='svamp')
-    store.write(folder / 'b.parquet', store.table(ITEMS, *two_questions(), VOCABULARY, True, later, 1))
+    store.write(folder / 'b.parquet', store.table(ITEMS[:1], *two_questions(), VOCABULARY, True, later))
     frame = pandas.read_parquet(folder)
     assert len(frame) == 6 and frame.groupby(['round', 'sample']).size().tolist() == [2, 2, 1, 1]
     assert frame[frame.kept].text.tolist() == ['ab', 'ab'] and frame.suite.notna().sum() == 2
@@ -130,7 +129,7 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_lines():
-    first, second = store.lines(ITEMS, *two_questions(), VOCABULARY, labels=True, limit=9)
+    first, second = store.lines(ITEMS, *two_questions(), VOCABULARY, labels=True)
     assert first == {
         'id': ITEMS[0].id,
         'question': 'How many?',
@@ -151,12 +150,6 @@ def test_lines():
 
 
 def test_labels_are_never_written_for_unlabelled_questions():
-    found = store.lines(ITEMS, *two_questions(), VOCABULARY, labels=False, limit=9)
+    found = store.lines(ITEMS, *two_questions(), VOCABULARY, labels=False)
     assert [one['gold'] for one in found] == [None, None]
     assert 'two' not in json.dumps(found)  # nor the rationale
-
-
-@pytest.mark.parametrize('limit', [0, 1, 2])
-def test_limit(limit: int):
-    found = store.lines(ITEMS, *two_questions(), VOCABULARY, labels=False, limit=limit)
-    assert [one['id'] for one in found] == [item.id for item in ITEMS[:limit]]

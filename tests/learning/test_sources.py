@@ -134,7 +134,7 @@ def encode(items, rooms, too_long='refuse'):
 def test_examples_that_do_not_fit_apart_are_left_out_where_asked():
     items = [make_item('ab', None, '1'), make_item('abcdef', None, '1'), make_item('cd', 'long ' * 6, '1')]
     examples, skipped = encode(items, (6, 30), 'skip')
-    assert skipped == 2 and examples.rooms == (6, 30) and examples.prompt_length.tolist() == [4]
+    assert skipped == 2 and examples.rooms == (6, 30) and examples.prompt_length.tolist() == [4, 0, 0]
     check(examples)
 
 
