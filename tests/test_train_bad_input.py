@@ -119,7 +119,7 @@ BAD = {
     ),
     'mesh that does not divide the batch': (
         {'unlabelled/feed.Feed.per_batch': BATCH // 2},
-        r'4 questions at a time cannot be split into 8 equal parts over the mesh',
+        r'a batch of 4 cannot be split over data x fsdp x expert = 8 devices; make its size .per_batch',
     ),
     'a file in its place': ({'RUN_DIR': 'bank.jsonl/run'}, r'cannot write to the directory bank\.jsonl/run: Not a'),
     'a system folder in its place': ({'RUN_DIR': '/proc/run'}, r'cannot write to the directory /proc/run: '),
