@@ -116,7 +116,8 @@ class Rounds:
     def _share(self, number: int) -> tuple[dict[int, Item], Questions]:
         rows, position = shares.rows_here(self.mesh, self.feed.per_batch), number * self.feed.per_round
         items, batches = self.feed.take(position, self.vocabulary, self.answer_format, self.labels, rows)
-        shared = np.intersect1d(() if self.evaluated is None else self.evaluated, shares.ids(batches.id, batches.weight))
+        evaluated = () if self.evaluated is None else self.evaluated
+        shared = np.intersect1d(evaluated, shares.ids(batches.id, batches.weight))
         if len(shared):
             raise ValueError(
                 f'{len(shared)} questions of round {number + 1} are evaluation questions (first: {shared[0]:016x}). '

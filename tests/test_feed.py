@@ -54,7 +54,8 @@ def test_of_some_rows_nothing_else_is_read():
     feed = dataclasses.replace(FEED, bank=Counted([]), room=BANK_ROOM, too_long='skip')
     whole, batches = feed.take(5, VOCABULARY, ANSWERS, labels=True)
     assert feed.bank.asked == [(5, 7)] and 0 < batches.weight.sum() < 7
-    for rows, asked in (([0], [(5, 1), (8, 1), (11, 1)]), ([1, 2], [(6, 2), (9, 2)]), ([0, 2], [(5, 1), (7, 2), (10, 2)])):
+    turns = (([0], [(5, 1), (8, 1), (11, 1)]), ([1, 2], [(6, 2), (9, 2)]), ([0, 2], [(5, 1), (7, 2), (10, 2)]))
+    for rows, asked in turns:
         feed.bank.asked.clear()
         items, share = feed.take(5, VOCABULARY, ANSWERS, labels=True, rows=np.array(rows))
         assert feed.bank.asked == asked

@@ -1,4 +1,4 @@
-"""What each process reads of a batch, and one array of the processes' shares; several real ones: test_many_processes."""
+"""What each process reads of a batch, and one array of their shares; several real ones are in test_many_processes."""
 
 import re
 

@@ -101,7 +101,7 @@ def both(result: tuple[Any, improve.Round]) -> float:
     return found['sampled_tokens'] + found['training_tokens']
 
 
-def shares(timed: list[Timed]) -> list[list[str]]:
+def rows_of(timed: list[Timed]) -> list[list[str]]:
     """The rows of the table: every phase with its share of the sum of the phases, the sum, and the whole."""
     facts = [one.facts() for one in timed]
     total = sum(fact['median'] for fact in facts[:-1])
@@ -133,7 +133,7 @@ def main() -> None:
     title = f'{", ".join(files)} on {len(devices)} x {devices[0]}, {asked.repeats} repeats\n' + '\n'.join(
         batch.values()
     )
-    show(title, (*COLUMNS, '% of the sum'), shares(timed))
+    show(title, (*COLUMNS, '% of the sum'), rows_of(timed))
     facts = {'files': files, 'bindings': given.bindings, 'new_model': asked.new_model, 'batch': batch}
     write(asked.out, {**facts, 'devices': devices, 'versions': versions(), 'programs': [one.facts() for one in timed]})
 
