@@ -13,7 +13,8 @@ as a Hugging Face directory; every arm is a process that loads it, and they take
 Temperature 0.7. No path ends by itself: our sampler is told to draw no end of text (`min_tokens`), transformers and
 Tunix are given none that is a token, the model has none in llama.cpp. S2: our sampler has a `limit` for each path,
 transformers a stopping criterion, in llama.cpp a path leaves the batch; Tunix has no such thing but the end of text, so
-that all its paths run to 256, of which the lengths wanted are counted. Tokens a second are
+that all its paths run to 256, of which the lengths wanted are counted. Our arm takes each core as a device and splits
+every product over them (`tensor`): threads that share one small product gain little. Tokens a second are
 those of all paths by the time of the whole call, prompts read included, compilation not. The peers' packages may be in
 an interpreter of their own: torch==2.13.0 (a build for CPUs) first, then those of the extra `peers`. An arm whose
 package is missing is left out, with the reason. Memory: 16 GB for all arms together, Tunix 10 of them.
@@ -33,29 +34,27 @@ from tests.benchmarks.sampling_workloads import WORKLOADS, Sizes, chosen
 OURS, PRODUCTS, SAVE = 'ours', 'products', 'save the model'
 PEERS = ('transformers', 'transformers, prefix reused', 'Tunix', 'llama.cpp, unified', 'llama.cpp, streams')
 ARMS = (PRODUCTS, OURS, *PEERS)
-HUGE_PAGES = 'glibc.malloc.hugetlb=1'
-# malloc keeps what it has: for programs that free and take large arrays at every step.
+# malloc takes huge pages and keeps what it has: for programs that free and take large arrays at every step or call.
 KEEPING = ':'.join(
     [
         'glibc.malloc.mmap_threshold=17179869184',
         'glibc.malloc.trim_threshold=17179869184',
         'glibc.malloc.top_pad=268435456',
-        HUGE_PAGES,
+        'glibc.malloc.hugetlb=1',
     ]
 )
 
 
-def arm(name: str, python: str, options: list[str]) -> turns.Arm:
+def arm(name: str, python: str, options: list[str], cores: int = 1) -> turns.Arm:
     """The process of an arm. transformers as people call it has malloc as it comes; the others what helps them."""
     from t5x_selfimprove.main import CPU_FLAG
 
-    environment = {'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': HUGE_PAGES, 'TOKENIZERS_PARALLELISM': 'false'}
+    environment = {'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': KEEPING, 'TOKENIZERS_PARALLELISM': 'false'}
     if name not in PEERS:
-        environment['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {CPU_FLAG}'.strip()
+        devices = f'--xla_force_host_platform_device_count={cores if name == OURS else 1}'
+        environment['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {CPU_FLAG} {devices}'.strip()
     if name == 'transformers':
         environment['GLIBC_TUNABLES'] = ''
-    if name == 'transformers, prefix reused':
-        environment['GLIBC_TUNABLES'] = KEEPING
     own = python if name in PEERS else sys.executable
     return turns.Arm(name, 'tests.benchmarks.sampling', own, environment, options)
 
@@ -97,7 +96,7 @@ def measure(asked: argparse.Namespace, name: str, directory: str) -> dict[str, A
     """All arms on one workload."""
     options = ['--workloads', name, '--directory', directory, '--shrink', str(asked.shrink)]
     options += [word for pair in asked.field for word in ('--field', pair)]
-    arms = [arm(each, asked.peers_python, options) for each in asked.arms]
+    arms = [arm(each, asked.peers_python, options, len(asked.cores)) for each in asked.arms]
     return turns.take_turns(arms, asked.cores, asked.repeats)
 
 
