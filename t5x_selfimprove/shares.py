@@ -67,9 +67,7 @@ def place(mesh: jax.sharding.Mesh, share: Batch, outer: int, size: int) -> tuple
     return placed, there
 
 
-def ids(
-    words: UInt32[np.ndarray, '*outer Q 2'], weight: Float32[np.ndarray, '*outer Q']
-) -> UInt64[np.ndarray, 'E']:
+def ids(words: UInt32[np.ndarray, '*outer Q 2'], weight: Float32[np.ndarray, '*outer Q']) -> UInt64[np.ndarray, 'E']:
     """The 64-bit ids of questions, from `id` and `weight` of their record; padding has none."""
     words = words[weight > 0].astype(np.uint64)
     return words[:, 0] << np.uint64(32) | words[:, 1]

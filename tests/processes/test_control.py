@@ -62,12 +62,12 @@ class Run:
         self.coordinator.close(5)
 
 
-def asked(run: Run, question: str) -> dict[int, list]:
+def asked(run: Run, question: str, how: str = 'compare') -> dict[int, list]:
     """What each process gets to hear, where they ask at once."""
     found: dict[int, list] = {}
 
     def ask(number: int) -> None:
-        found[number] = run.channels[number].compare(question, [question, number])
+        found[number] = getattr(run.channels[number], how)(question, [question, number])
 
     asking = [threading.Thread(target=ask, args=(number,)) for number in (2, 0, 1)]
     for thread in asking:
@@ -84,6 +84,33 @@ def test_values_are_compared_in_the_order_of_the_processes():
         assert asked(run, question) == {number: [[question, 0], [question, 1], [question, 2]] for number in range(3)}
     run.close()
     assert all(end.empty() for end in run.ends)  # whoever says goodbye is not missed
+
+
+def test_what_is_gathered_goes_to_process_0_alone():
+    run = Run(3)
+    long = 'ä\n' * 200_000  # longer than what comes at once
+    for question in ('one', long):
+        found = asked(run, question, 'gather')
+        assert found == {0: [[question, 0], [question, 1], [question, 2]], 1: [], 2: []}
+    assert asked(run, 'two')[2] == [['two', 0], ['two', 1], ['two', 2]]  # nothing is left over for the next
+    run.close()
+    assert all(end.empty() for end in run.ends)
+
+
+def test_what_fails_in_one_process_fails_in_all(monkeypatch: pytest.MonkeyPatch):
+    def read() -> None:
+        raise OSError('bank.jsonl is gone')
+
+    monkeypatch.setattr(processes, '_joined', mock.Mock())
+    processes._joined.channel.hosts = ['a', 'b']
+    others: list = [None, None]
+    processes._joined.channel.compare = lambda what, value: [others[0], value or others[1]]
+    assert processes.agreed('reading', lambda: 3) == 3
+    with pytest.raises(OSError, match=r'bank\.jsonl is gone'):
+        processes.agreed('reading', read)
+    others[1] = 'ValueError: item 7 is too long'
+    with pytest.raises(RuntimeError, match=r'^process 1 \(b\): ValueError: item 7 is too long$'):
+        processes.agreed('reading', lambda: 3)
 
 
 def test_who_does_not_come_is_named():
