@@ -65,17 +65,15 @@ def programs_are_let_go(quick_compilation):
 
 @pytest.fixture(scope='module')
 def quick_compilation(request: pytest.FixtureRequest):
-    """A file marked `quickly_compiled` has its programs, and those of processes that it starts, compiled with LLVM's
+    """A file marked `quickly_compiled` has its programs, not those of processes that it starts, compiled with LLVM's
     optimizations off. XLA's own passes and buffers stay as they are; the order of sums within a fused loop may not, so
     this is no mark for a file that asks for equal bits of programs of different shapes."""
     if not request.node.get_closest_marker('quickly_compiled'):
         yield
         return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-        jax.config.update('jax_disable_most_optimizations', True)
-        yield
-        jax.config.update('jax_disable_most_optimizations', False)
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='session')

@@ -17,11 +17,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int, Int8, Int32
 
 from t5x_selfimprove import partitioning
+from t5x_selfimprove.models.layers import to_int8
 from t5x_selfimprove.records import record
 
 BLOCK = 32  # columns of a ring that are read together where layers are by themselves
 KINDS = ('as computed', 'int8')  # of numbers in a ring
-LARGEST_INT8 = 127
 
 
 @record
@@ -47,10 +47,7 @@ class Rounded:
 
 def rounded(column: Float[Array, '*b S K m n']) -> Rounded:
     """Keys [..., h, 1] or values [..., 1, h] of one token of each sample."""
-    wide = column.astype(jnp.float32)
-    largest = jnp.abs(wide).max(axis=(-2, -1), keepdims=True)
-    scale = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny) / LARGEST_INT8
-    return Rounded(jnp.round(wide / scale).astype(jnp.int8), scale)
+    return Rounded(*to_int8(column, (-2, -1)))
 
 
 def numbers(kept: Any, dtype: Any) -> jax.Array:

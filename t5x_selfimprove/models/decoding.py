@@ -18,7 +18,6 @@ from t5x_selfimprove import partitioning
 from t5x_selfimprove.models import adapters, cache, layers, parameters
 
 WEIGHTS = ('as trained', 'int8')
-LARGEST_INT8 = 127
 
 
 def for_sampling(model: Any, weights: str = 'as trained') -> Any:
@@ -101,9 +100,8 @@ class Quantized(nnx.Module):
         """Rounds a weight, the first `inputs` axes of which (after the layers) meet the input."""
         start = axes.index('layers') + 1 if 'layers' in axes else 0
         inside = tuple(range(start, start + inputs))
-        wide = weight.astype(jnp.float32)
-        scale = jnp.maximum(jnp.abs(wide).max(axis=inside, keepdims=True), jnp.finfo(jnp.float32).tiny) / LARGEST_INT8
-        self.values = layers.parameter(jnp.round(wide / scale).astype(jnp.int8), *axes)
+        values, scale = layers.to_int8(weight, inside)
+        self.values = layers.parameter(values, *axes)
         self.scale = layers.parameter(jnp.squeeze(scale, inside), *(n for i, n in enumerate(axes) if i not in inside))
 
     def product(self, subscripts: str, x: jax.Array, dtype: Any) -> Float32[Array, '*shape']:

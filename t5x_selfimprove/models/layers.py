@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int, Int8
 
 from t5x_selfimprove import partitioning
 
+LARGEST_INT8 = 127
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'silu': jax.nn.silu,
     'gelu': lambda x: jax.nn.gelu(x, approximate=False),
@@ -70,6 +71,17 @@ def matrix_product(subscripts: str, x: jax.Array, weight: jax.Array, dtype: Any)
     matrix = product('ri,io->ro', flat, weight.reshape(size, -1), dtype)
     matrix = partitioning.unflattened(matrix, *lead) if len(lead) == 2 else matrix
     return matrix.reshape(*lead, *weight.shape[inputs:])
+
+
+def to_int8(
+    x: Float[Array, '*shape'], axes: tuple[int, ...]
+) -> tuple[Int8[Array, '*shape'], Float32[Array, '*scales']]:
+    """Whole numbers of -127 .. 127 and the scale to multiply them by, one for all that lie along `axes`, which stay as
+    axes of length 1; symmetric, rounded to nearest."""
+    wide = x.astype(jnp.float32)
+    largest = jnp.abs(wide).max(axis=axes, keepdims=True)
+    scale = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny) / LARGEST_INT8
+    return jnp.round(wide / scale).astype(jnp.int8), scale
 
 
 def lookup(table: Float[Array, 'V D'], tokens: Int[Array, '*rows']) -> Float[Array, '*rows D']:
