@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32
 
+from t5x_selfimprove import partitioning
 from t5x_selfimprove.models import cache, layers
 from t5x_selfimprove.models.cache import Own, Seats, Segment
 from t5x_selfimprove.models.config import TransformerConfig
 
 QUERIES = 512  # of a prompt, whose scores are in memory at the same time
+FEW = 8  # rows of a product of attention
 MASKED = -1e30  # finite, so that a row in which everything is masked gives zeros instead of NaN
 
 
@@ -73,10 +75,10 @@ def grouped(query: Float[Array, 'B T H h'], kv_heads: int, scale: float) -> Floa
 
 
 def _weigh(
-    scores: Float32[Array, '*rows U'], visible: Bool[Array, '*#rows U']
+    scores: Float32[Array, '*rows U'], visible: Bool[Array, '*#rows U'] | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Masked exponentials of the scores, their largest score and their sum."""
-    scores = jnp.where(visible, scores, MASKED)
+    scores = scores if visible is None else jnp.where(visible, scores, MASKED)
     peak = jnp.max(scores, axis=-1)
     weights = jnp.exp(scores - peak[..., None])
     return weights, peak, jnp.sum(weights, axis=-1)
@@ -138,6 +140,21 @@ def attend_prompt(
     return mixed, peak, total
 
 
+def _product(left: Float[Array, 'B K q n'], right: Float[Array, 'B K n m'], dtype: Any) -> Float32[Array, 'B K q m']:
+    """`layers.product` of matrices.
+
+    On a CPU that of a few rows is made in two halves: a product that is summed becomes one kernel by YNNPACK (jaxlib
+    0.10.2 with `main.CPU_FLAG`), which reads `right` at the speed of the memory, three times as fast as the product
+    alone. Of one row, or of many, it is slower.
+    """
+    rows, inner = left.shape[-2:]
+    if partitioning.platform() != 'cpu' or not 1 < rows <= FEW or inner % 2:
+        return layers.product('bkqn,bknm->bkqm', left, right, dtype)
+    left = left.reshape(*left.shape[:-1], 2, inner // 2)
+    right = right.reshape(*right.shape[:-2], 2, inner // 2, right.shape[-1])
+    return layers.product('bkqin,bkinm->bkiqm', left, right, dtype).sum(axis=2)
+
+
 def attend_segment(
     query: Float[Array, 'S K G T h'],
     segment: Segment,
@@ -162,19 +179,22 @@ def attend_segment(
     together = jnp.moveaxis(query.reshape(batch, share, kv_heads, groups * time, size), 1, 2)
     together = together.reshape(batch, kv_heads, -1, size)
     key, value = (cache.numbers(each, query.dtype) for each in (segment.key, segment.value))
-    scores = layers.product('bkqh,bkht->bkqt', together, key, query.dtype)
+    scores = _product(together, key, query.dtype)
     scores = layers.softcap(cache.scaled(scores, segment.key), softcap)
-    visible = jnp.arange(room) < segment.length[..., None]  # [B, U] or [U]
-    visible = jnp.broadcast_to(visible, (batch, room))[:, None, None]
+    visible = None
+    if segment.length is not None:
+        visible = jnp.arange(room) < segment.length[..., None]  # [B, U] or [U]
+        visible = jnp.broadcast_to(visible, (batch, room))[:, None, None]
     if allowed is not None:
         mine = jnp.broadcast_to(allowed.reshape(batch, share, 1, time, room), (batch, share, groups, time, room))
-        visible = visible & mine.reshape(batch, 1, -1, room)
+        mine = mine.reshape(batch, 1, -1, room)
+        visible = mine if visible is None else visible & mine
     if bias is not None:
         bias = jnp.broadcast_to(bias, (rows, kv_heads, groups, time, room))
         own = jnp.moveaxis(bias.reshape(batch, share, kv_heads, groups * time, room), 1, 2)
         scores = scores + own.reshape(batch, kv_heads, -1, room)
     weights, peak, total = _weigh(scores, visible)
-    mixed = layers.product('bkqt,bkth->bkqh', cache.scaled(weights, segment.value), value, query.dtype)
+    mixed = _product(cache.scaled(weights, segment.value), value, query.dtype)
 
     def by_row(x: jax.Array) -> jax.Array:
         rest = x.shape[3:]
@@ -204,7 +224,7 @@ def attend_shared(
 
 def attend_own(
     query: Float[Array, 'S K G 1 h'],
-    mine: tuple[Any, Any],
+    mine: tuple[tuple[Any, ...], tuple[Any, ...]],
     own: Own,
     softcap: float,
     allowed: Bool[Array, 'S 1 U'],
@@ -214,26 +234,23 @@ def attend_own(
 
     Args:
       query: grouped queries.
-      mine: keys [*b, S, K, h, W] and values [*b, S, K, W, h] of a layer, with the column of this step.
+      mine: blocks of keys [S, K, h, W] and of values [S, K, W, h] of a layer, with the column of this step.
       own: the ring before this step.
       softcap: cap of the scores, 0 for none.
       allowed: which columns each sample sees.
       bias: added to the scores.
     """
-    keys, values = mine
-    width, full = own.width, jnp.full((), own.width)
 
-    if keys.ndim == 4:
-        return attend_segment(query, Segment(keys, values, full), softcap, allowed, bias)
-
-    def of_block(number: Any) -> Part:
-        here = lambda array: jax.lax.dynamic_slice_in_dim(array, number * width, width, axis=-1)  # noqa: E731
-        block = Segment(*jax.tree.map(lambda array: array[number], (keys, values)), full)
+    def of_block(number: int) -> Part:
+        here = lambda array: array[..., number * own.width : (number + 1) * own.width]  # noqa: E731
+        block = Segment(mine[0][number], mine[1][number])
         return attend_segment(query, block, softcap, here(allowed), None if bias is None else here(bias))
 
-    shape = query.shape[:-1]
-    nothing = jnp.zeros(query.shape, jnp.float32), jnp.full(shape, MASKED), jnp.zeros(shape, jnp.float32)
-    return jax.lax.fori_loop(0, own.blocks, lambda number, part: joined([part, of_block(number)]), nothing)
+    part = of_block(0)
+    for number in range(1, len(mine[0])):
+        more = lambda part, number=number: joined([part, of_block(number)])  # noqa: E731
+        part = jax.lax.cond(number < own.blocks, more, lambda part: part, part)
+    return part
 
 
 def joined(parts: list[Part]) -> Part:
@@ -248,4 +265,4 @@ def merge(parts: list[Part]) -> Float32[Array, 'B T H h']:
     """Joins attention over parts of the context into attention over all of it (log-sum-exp merge)."""
     mixed, _, total = joined(parts)
     rows, kv_heads, groups, time, size = mixed.shape
-    return jnp.moveaxis(mixed / total[..., None], 3, 1).reshape(rows, time, kv_heads * groups, size)
+    return jnp.moveaxis(mixed * (1 / total)[..., None], 3, 1).reshape(rows, time, kv_heads * groups, size)

@@ -20,7 +20,7 @@ from t5x_selfimprove import partitioning
 from t5x_selfimprove.models.layers import to_int8
 from t5x_selfimprove.records import record
 
-BLOCK = 32  # columns of a ring that are read together where layers are by themselves
+BLOCK, BLOCKS = 64, 8  # fewest columns that are read together where layers are by themselves, and most such blocks
 KINDS = ('as computed', 'int8')  # of numbers in a ring
 
 
@@ -31,8 +31,8 @@ class Rounded:
     Products are of the whole numbers; what comes of a column is multiplied by its scale, in float32.
     """
 
-    numbers: Int8[Array, '*b S K h W'] | Int8[Array, '*b S K W h']
-    scale: Float32[Array, '*b S K 1 W']
+    numbers: Int8[Array, '*l S K h W'] | Int8[Array, '*l S K W h']
+    scale: Float32[Array, '*l S K 1 W']
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,7 +75,7 @@ class Segment:
 
     key: Float[Array, '*L B K h T']
     value: Float[Array, '*L B K T h']
-    length: Int32[Array, '*B']  # entries that are valid; the rest is masked
+    length: Int32[Array, '*B'] | None = None  # entries that are valid, the rest is masked; None: all are
 
     @property
     def rows(self) -> int:
@@ -94,13 +94,13 @@ class Own:
         sample 0   e   f   .   d         length = 3
         sample 1   a   b   .   .         length = 2: it began at step 4
 
-    Either all layers are stacked, or there is an array for each. In these the columns may be in b blocks of W, so that
-    those never written need not be read. A single block has no axis: XLA would copy the ring at each step to drop it.
+    Either all layers are stacked, or each has its columns in blocks of W, so that those never written need not be read.
+    A block is an array of its own: out of one array for all of them, XLA would copy it before every product.
     In place of each array there is a `Rounded` where the ring is of int8.
     """
 
-    key: Any  # Float[Array, 'L S K h W'], or a tuple of L arrays, Float[Array, '*b S K h W']
-    value: Any  # Float[Array, 'L S K W h'], or a tuple of L arrays, Float[Array, '*b S K W h']
+    key: Any  # Float[Array, 'L S K h W'], or for each layer a tuple of blocks, Float[Array, 'S K h W']
+    value: Any  # Float[Array, 'L S K W h'], or for each layer a tuple of blocks, Float[Array, 'S K W h']
     length: Int32[Array, 'S']  # tokens read by each sample; -1: the next one read is not its own and is not kept
     step: Int32[Array, '']  # steps made
 
@@ -112,8 +112,7 @@ class Own:
     @property
     def room(self) -> int:
         """U, the number of columns."""
-        in_blocks = isinstance(self.value, tuple) and self.value[0].ndim == 5
-        return self.width * (self.value[0].shape[0] if in_blocks else 1)
+        return self.width * (len(self.value[0]) if isinstance(self.value, tuple) else 1)
 
     @property
     def blocks(self) -> Int32[Array, '']:
@@ -140,15 +139,12 @@ class Own:
           layer: number of the layer.
 
         Returns:
-          The keys and values of all layers, and those of this one.
+          The keys and values of all layers, and those of this one, in a tuple of blocks.
         """
         block, column = jnp.divmod(self.step % self.room, self.width)
         entries = (jnp.moveaxis(key, 1, 3), jnp.moveaxis(value, 1, 2))
         places = ((0, 0, 0, column), (0, 0, column, 0))
-        if self.room > self.width:
-            entries = tuple(entry[None] for entry in entries)
-            places = tuple((block, *place) for place in places)
-        written = [_write(*each, layer) for each in zip(arrays, entries, places, strict=True)]
+        written = [_write(*each, layer, block) for each in zip(arrays, entries, places, strict=True)]
         everywhere, here = zip(*written, strict=True)
         return everywhere, here
 
@@ -172,16 +168,16 @@ def new_own(
     layers: int, rows: int, heads: int, room: int, size: int, dtype: Any, stacked: bool, kind: str = KINDS[0]
 ) -> Own:
     """An empty ring for samples of `room` tokens, in blocks where layers are by themselves; of `KINDS`."""
-    width = room if stacked else min(room, BLOCK)
-    blocks = (-(-room // width),) if width < room else ()
-    key, value = (*blocks, rows, heads, size, width), (*blocks, rows, heads, width, size)
+    width = room if stacked else min(room, max(BLOCK, -(-room // BLOCKS)))
+    blocks = -(-room // width)
+    key, value = (rows, heads, size, width), (rows, heads, width, size)
 
     def empty(shape: tuple[int, ...]) -> Any:
         if kind == 'int8':
             return Rounded(jnp.zeros(shape, jnp.int8), jnp.zeros((*shape[:-2], 1, width), jnp.float32))
         return jnp.zeros(shape, dtype)
 
-    make = lambda shape: empty((layers, *shape)) if stacked else (empty(shape),) * layers  # noqa: E731
+    make = lambda shape: empty((layers, *shape)) if stacked else ((empty(shape),) * blocks,) * layers  # noqa: E731
     return Own(make(key), make(value), jnp.zeros(rows, jnp.int32), jnp.zeros((), jnp.int32))
 
 
@@ -191,12 +187,17 @@ def check_kind(kind: str) -> None:
         raise ValueError(f'cache must be one of {", ".join(map(repr, KINDS))}; it is {kind!r}')
 
 
-def _write(arrays: Any, entry: jax.Array, place: tuple[Any, ...], layer: Any) -> tuple[Any, Any]:
-    if isinstance(arrays, tuple):
-        mine = _put(arrays[layer], entry, place)
-        return (*arrays[:layer], mine, *arrays[layer + 1 :]), mine
-    arrays = _put(arrays, entry[None], (layer, *place))
-    return arrays, jax.tree.map(lambda array: array[layer], arrays)
+def _write(arrays: Any, entry: jax.Array, place: tuple[Any, ...], layer: Any, block: jax.Array) -> tuple[Any, Any]:
+    if not isinstance(arrays, tuple):
+        arrays = _put(arrays, entry[None], (layer, *place))
+        return arrays, (jax.tree.map(lambda array: array[layer], arrays),)
+    put = lambda array: _put(array, entry, place)  # noqa: E731
+    kept = arrays[layer]
+    if len(kept) == 1:
+        mine = (put(kept[0]),)
+    else:
+        mine = tuple(jax.lax.cond(block == n, put, lambda array: array, array) for n, array in enumerate(kept))
+    return (*arrays[:layer], mine, *arrays[layer + 1 :]), mine
 
 
 def _put(array: Any, entry: jax.Array, place: tuple[Any, ...]) -> Any:
@@ -248,7 +249,9 @@ def starts(context: Context, rows: int, seats: Seats | None = None) -> list[Int3
     found = [place]
     for stretch in context:
         segment = stretch[0] if isinstance(stretch, tuple) else stretch
-        length = jnp.reshape(segment.length, (-1,))
+        length = jnp.array([segment.value.shape[-2]], jnp.int32)
+        if segment.length is not None:
+            length = jnp.reshape(segment.length, (-1,))
         if length.shape[0] > 1:
             # The rows that share a segment are next to each other.
             sitting = rows if seats is None else seats.occupant.size
@@ -295,13 +298,11 @@ def over_layers(
 
 def _in_layers(context: Context, count: int) -> Context:
     """The context as inputs of a scan over layers: lengths repeated, so that all leaves lead with L."""
-    return tuple(
-        Segment(segment.key, segment.value, jnp.broadcast_to(segment.length, (count, *segment.length.shape)))
-        for segment in context
-    )
+    repeated = lambda length: jnp.broadcast_to(length, (count, *length.shape))  # noqa: E731
+    return tuple(dataclasses.replace(each, length=jax.tree.map(repeated, each.length)) for each in context)
 
 
-def segment_of(kept: Any, length: Int32[Array, 'B']) -> Any:
+def segment_of(kept: Any, length: Int32[Array, 'B'] | None) -> Any:
     """A stretch of context from the keys and values that `over_layers` leaves."""
     if isinstance(kept, tuple) and isinstance(kept[0], tuple):
         return tuple(_at_its_paths(Segment(key, value, length)) for key, value in kept)

@@ -107,16 +107,16 @@ class Transformer(nnx.Module):
 
     def read_prefix(self, tokens: Int[Array, 'X']) -> Context:
         """The context made of text that all prompts begin with."""
-        return self.prefill(tokens[None], jnp.full(1, tokens.shape[0], jnp.int32))[1]
+        return self.prefill(tokens[None])[1]
 
     def prefill(
-        self, tokens: Int[Array, 'B T'], length: Int32[Array, 'B'], context: Context = ()
+        self, tokens: Int[Array, 'B T'], length: Int32[Array, 'B'] | None = None, context: Context = ()
     ) -> tuple[Float[Array, 'B D'], Context]:
         """Reads prompts, each after the shared context.
 
         Args:
           tokens: prompts, padded at the right.
-          length: their lengths, at least 1.
+          length: their lengths, at least 1; None: no padding.
           context: segments before the prompts; a segment of B' rows is shared by B / B' prompts each.
 
         Returns:
@@ -143,7 +143,7 @@ class Transformer(nnx.Module):
 
         start = self.embed(tokens)
         x, kept = cache.over_layers(layer, start, self.blocks, context, jnp.array(config.sliding), config.unroll)
-        last = jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
+        last = x[:, -1] if length is None else jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
         return self.final_norm(last), (*context, cache.segment_of(kept, length))
 
     def new_own(self, rows: int, room: int, kind: str = cache.KINDS[0]) -> Own:

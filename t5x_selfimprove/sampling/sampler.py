@@ -224,7 +224,7 @@ class _Drawing:
     def all_paths(self, loop: Loop) -> Loop:
         """Draws every path: a first token in each slot, then steps, with refills, in ever fewer slots."""
         plan, pad = self.plan, self.sampler.vocabulary.pad_id
-        loop = self.draw(loop, self.first_hidden(loop))
+        loop = self.draw(loop, self.of_prompts(loop, self.model.logits(self.hidden)))
         for number, size in enumerate(plan.sizes):
             if number:
                 loop = slots.shrink(plan, loop, size)
@@ -245,8 +245,8 @@ class _Drawing:
             loop = dataclasses.replace(loop, slots=dataclasses.replace(before, own=own))
             if self.plan.refills:  # a new path has read nothing; its first token is its prompt's
                 fresh = (before.count == 0)[:, None]
-                hidden = jnp.where(fresh, self.first_hidden(loop), hidden)
-            return self.draw(loop, hidden)
+                hidden = jnp.where(fresh, self.of_prompts(loop, self.hidden), hidden)
+            return self.draw(loop, self.model.logits(hidden))
 
         return jax.lax.while_loop(go_on, step, loop)
 
@@ -272,19 +272,19 @@ class _Drawing:
 
         return jax.lax.while_loop(unfinished, period, loop)
 
-    def first_hidden(self, loop: Loop) -> Float[Array, 'S D']:
-        """The hidden states that the first tokens of the slots' paths are drawn from."""
+    def of_prompts(self, loop: Loop, array: Float[Array, 'B n']) -> Float[Array, 'S n']:
+        """The row of its prompt for every slot."""
         if loop.seats is None:
             rows = loop.slots.path.shape[0]
-            return jnp.repeat(self.hidden, rows // self.hidden.shape[0], axis=0, total_repeat_length=rows)
-        return by_part(self.hidden, loop.seats.seat // self.plan.lanes)
+            return jnp.repeat(array, rows // array.shape[0], axis=0, total_repeat_length=rows)
+        return by_part(array, loop.seats.seat // self.plan.lanes)
 
-    def draw(self, loop: Loop, hidden: Float[Array, 'S D']) -> Loop:
+    def draw(self, loop: Loop, logits: Float32[Array, 'S V']) -> Loop:
         """Draws a token in every slot that is alive, and writes it."""
         sampler, plan, before = self.sampler, self.plan, loop.slots
         room, pad = before.tokens.shape[1], sampler.vocabulary.pad_id
         # Made where the output embedding lies, which must not move, and then shared out by rows.
-        logits = partitioning.spread(constrain(self.model.logits(hidden), 'tokens', 'vocabulary'))
+        logits = partitioning.spread(constrain(logits, 'tokens', 'vocabulary'))
         age = (before.step - 1 - jnp.arange(room)) % room
         keys, limit = self.keys, self.limit
         if loop.seats is not None:

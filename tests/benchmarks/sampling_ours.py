@@ -1,6 +1,5 @@
 """Our arm of `sampling`, the model that all arms load, and our sampler as the other measurements call it."""
 
-import contextlib
 import dataclasses
 import time
 from typing import Any
@@ -9,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_selfimprove import partitioning, records
-from t5x_selfimprove.models import decoding, parameters
+from t5x_selfimprove import records
+from t5x_selfimprove.models import decoding
 from t5x_selfimprove.models.config import Rope, TransformerConfig
-from t5x_selfimprove.partitioning import MeshShape
 from t5x_selfimprove.sampling.sampler import Sampler
 from tests.benchmarks.sampling_workloads import END, SHOWN, TEMPERATURE, Sizes, Workload, model_directory
 
@@ -103,7 +101,7 @@ class Drawing:
 
 
 def compiled(model: Any, workload: Workload, vocabulary: int, **fields: Any) -> Drawing:
-    """Compiles our sampler for a workload, where there are several devices on a mesh that splits every product.
+    """Compiles our sampler for a workload.
 
     Args:
       model: or its shapes, where nothing is to be run.
@@ -118,16 +116,9 @@ def compiled(model: Any, workload: Workload, vocabulary: int, **fields: Any) -> 
 
     limit = jnp.asarray(workload.lengths, jnp.int32)
     arguments = (model, prompts_of(workload, vocabulary), limit, jax.random.key(0))
-    with contextlib.ExitStack() as stack:
-        if len(jax.devices()) > 1:
-            mesh = MeshShape(data=1, tensor=len(jax.devices())).build()
-            stack.enter_context(jax.set_mesh(mesh))
-            everywhere = jax.NamedSharding(mesh, jax.P())
-            places = parameters.shardings(model, mesh, partitioning.SAMPLING), *[everywhere] * 3
-            arguments = jax.device_put(arguments, places)
-        start = time.perf_counter()
-        done = jax.jit(draw).lower(*arguments).compile()
-        return Drawing(workload, arguments, done, time.perf_counter() - start)
+    start = time.perf_counter()
+    done = jax.jit(draw).lower(*arguments).compile()
+    return Drawing(workload, arguments, done, time.perf_counter() - start)
 
 
 class Ours:

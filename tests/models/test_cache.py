@@ -90,9 +90,11 @@ def test_columns_are_as_old_as_the_steps_since_they_were_written():
 def test_blocks_that_were_written(monkeypatch):
     monkeypatch.setattr(cache, 'BLOCK', 2)
     own = cache.new_own(3, 2, 1, 5, 4, 'float32', False)
-    assert own.room == 6 and [leaf.shape for leaf in own.key] == [(3, 2, 1, 4, 2)] * 3
+    assert own.room == 6 and [[block.shape for block in layer] for layer in own.key] == [[(2, 1, 4, 2)] * 3] * 3
     blocks = [int(dataclasses.replace(own, step=jnp.int32(step)).blocks) for step in range(9)]
     assert blocks == [1, 1, 2, 2, 3, 3, 3, 3, 3]
+    long = cache.new_own(1, 2, 1, 100, 4, 'float32', False)
+    assert (long.width, long.room, len(long.key[0])) == (13, 104, cache.BLOCKS)
 
 
 # The form that is sampled from.

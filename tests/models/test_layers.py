@@ -83,6 +83,16 @@ def test_segments_merge_to_attention_over_all_of_them():
         close(got[row], softmax_attention(query[row], key, value, True))
 
 
+@pytest.mark.parametrize('queries', [1, 2, 8, 9])
+def test_queries_of_a_segment_few_or_many(queries):
+    # Products of a few rows are made in another way on CPUs.
+    query, key, value = normal(3, queries, 1, 6), normal(3, 4, 1, 6, seed=1), normal(3, 4, 1, 6, seed=2)
+    segment = Segment(jnp.moveaxis(key, 1, 3), jnp.moveaxis(value, 1, 2))
+    got = attention.merge([attention.attend_segment(attention.grouped(query, 1, 6**-0.5), segment)])
+    for row in range(3):
+        close(got[row], softmax_attention(query[row], key[row], value[row], True))
+
+
 def test_an_empty_segment_adds_nothing():
     query, key, value = normal(2, 2, 2, 1, 6), normal(2, 2, 6, 3, seed=1), normal(2, 2, 3, 6, seed=2)
     full = Segment(key, value, jnp.array([3, 3], jnp.int32))
