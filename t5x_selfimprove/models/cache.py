@@ -249,9 +249,8 @@ def starts(context: Context, rows: int, seats: Seats | None = None) -> list[Int3
     found = [place]
     for stretch in context:
         segment = stretch[0] if isinstance(stretch, tuple) else stretch
-        length = jnp.array([segment.value.shape[-2]], jnp.int32)
-        if segment.length is not None:
-            length = jnp.reshape(segment.length, (-1,))
+        whole = jnp.full(1, segment.value.shape[-2], jnp.int32)
+        length = whole if segment.length is None else jnp.reshape(segment.length, (-1,))
         if length.shape[0] > 1:
             # The rows that share a segment are next to each other.
             sitting = rows if seats is None else seats.occupant.size

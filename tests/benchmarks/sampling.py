@@ -1,7 +1,7 @@
 """Our sampler beside what a user could pick instead, on the same model, cores and threads, in one run.
 
     python -m tests.benchmarks.sampling OUT.json [--peers-python=...] [--cores 0] [--repeats=3] [--workloads S S2]
-        [--arms ...] [--field slots=32]
+        [--arms ...] [--calls=1] [--field slots=32]
 
 Run it from the project's folder, on a machine that does nothing else. A random Qwen3 of 8 layers (width 512, 8 heads,
 4 key/value heads of size 64, feed-forward 1,536, vocabulary 32,000, tied, float32: 41.6 M parameters) is written once
@@ -99,6 +99,7 @@ def fields(pairs: list[str]) -> dict[str, Any]:
 def measure(asked: argparse.Namespace, name: str, directory: str) -> dict[str, Any]:
     """All arms on one workload."""
     options = ['--workloads', name, '--directory', directory, '--shrink', str(asked.shrink)]
+    options += ['--calls', str(asked.calls)]
     options += [word for pair in asked.field for word in ('--field', pair)]
     arms = [arm(each, asked.peers_python, options, len(asked.cores)) for each in asked.arms]
     return turns.take_turns(arms, asked.cores, asked.repeats)
@@ -111,6 +112,7 @@ def main() -> None:
     parser.add_argument('--peers-python', default=sys.executable)
     parser.add_argument('--cores', type=int, nargs='+', default=[0])
     parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--calls', type=int, default=1, help='of a turn, the last of which is measured')
     parser.add_argument('--workloads', nargs='+', choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS))
     parser.add_argument('--field', action='append', default=[])
@@ -119,11 +121,11 @@ def main() -> None:
     parser.add_argument('--directory', help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.work:
-        return turns.work(lambda: make(asked))
+        return turns.work(lambda: make(asked), asked.calls)
     from tests.benchmarks.sampling_report import report
     from tests.benchmarks.timing import write
 
-    found = {'cores': asked.cores, 'fields': asked.field, 'shrink': asked.shrink, 'workloads': {}}
+    found = {'cores': asked.cores, 'fields': asked.field, 'calls': asked.calls, 'shrink': asked.shrink, 'workloads': {}}
     with tempfile.TemporaryDirectory() as directory:
         # Not in this process: it has no threads that its arms could inherit.
         save = arm(SAVE, sys.executable, ['--directory', directory])
