@@ -19,7 +19,7 @@ from t5x_selfimprove.models.cache import Own, Seats, Segment
 from t5x_selfimprove.models.config import TransformerConfig
 
 QUERIES = 512  # of a prompt, whose scores are in memory at the same time
-FEW = 8  # rows of a product of attention
+FEW = 8  # most rows of a product that `_product` makes in halves
 MASKED = -1e30  # finite, so that a row in which everything is masked gives zeros instead of NaN
 
 

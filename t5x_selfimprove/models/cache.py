@@ -39,11 +39,6 @@ class Rounded:
         """Of the keys or values."""
         return self.numbers.shape
 
-    @property
-    def ndim(self) -> int:
-        """Their number of axes."""
-        return self.numbers.ndim
-
 
 def rounded(column: Float[Array, '*b S K m n']) -> Rounded:
     """Keys [..., h, 1] or values [..., 1, h] of one token of each sample."""

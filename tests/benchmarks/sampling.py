@@ -55,7 +55,7 @@ def arm(name: str, python: str, options: list[str], cores: int = 1) -> turns.Arm
 
     environment = {'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': KEEPING, 'TOKENIZERS_PARALLELISM': 'false'}
     if name not in PEERS:
-        products = ',LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT' if cores > 1 else ''
+        products = turns.YNNPACK_PRODUCTS if cores > 1 else ''
         environment['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {CPU_FLAG}{products}'.strip()
     if name == 'transformers':
         environment['GLIBC_TUNABLES'] = ''

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from t5x_selfimprove.main import CPU_FLAG
-from tests.benchmarks.turns import Arm, cpu_share, middle, spread, take_turns, work
+from tests.benchmarks.turns import YNNPACK_PRODUCTS, Arm, cpu_share, middle, spread, take_turns, work
 
 MODULE = 'tests.benchmarks.train_step'
 ROWS, LENGTH, VOCABULARY = 32, 256, 32_000
@@ -178,7 +178,7 @@ def arm(name: str, peers_python: str) -> Arm:
     """The process of an arm. All have memory in huge pages, which is worth a third and more to each of them."""
     environment = {'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
     if 'XLA_FLAGS' not in os.environ and name in OURS:
-        environment['XLA_FLAGS'] = CPU_FLAG + (',LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT' if 'YNNPACK' in name else '')
+        environment['XLA_FLAGS'] = CPU_FLAG + (YNNPACK_PRODUCTS if 'YNNPACK' in name else '')
     return Arm(name, MODULE, peers_python if name in PEERS else sys.executable, environment)
 
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 # Every thread pool of the arms that is not asked for its size in the program itself.
 THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')
+YNNPACK_PRODUCTS = ',LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'  # behind main.CPU_FLAG, which leaves XLA's products to Eigen
 
 
 class LeftOut(Exception):
