@@ -7,13 +7,16 @@ import sys
 
 import pytest
 
+from tests import quickly
+
 # JAX reads these once, at its import.
 if 'jax' in sys.modules:
     raise RuntimeError('jax was imported before tests/conftest.py could set its platform; see launch/test.sh')
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Eight devices on two cores: XLA's usual schedule starts collectives side by side, and may leave no thread to answer.
 FLAGS = '--xla_force_host_platform_device_count=8 --xla_cpu_enable_concurrency_optimized_scheduler=false'
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'.strip()
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS} {quickly.FLAGS}'.strip()
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 from t5x_selfimprove.main import settle_environment
 
@@ -47,6 +50,8 @@ jaxtyping.install_import_hook(list(CHECKED), 'tests.checking.checked')
 
 
 def pytest_configure(config: pytest.Config):
+    jax.devices()  # which reads the flags. libtpu reads them later, and ends the process over one that it does not know
+    os.environ['XLA_FLAGS'] = os.environ['XLA_FLAGS'].replace(f' {quickly.OLDER_EMITTER}', '')
     jax.config.update('jax_legacy_prng_key', 'error')  # typed keys only
     if config.pluginmanager.hasplugin('cacheprovider'):
         # A second run of the suite compiles little; so does the second of two processes.
@@ -55,25 +60,12 @@ def pytest_configure(config: pytest.Config):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def programs_are_let_go(quick_compilation):
+def programs_are_let_go():
     """The programs that a file compiled go with it. Each maps memory in many pieces, and the kernel grants a process
     65,530 (vm.max_map_count): past them the compiler ends the process."""
     yield
     jax.clear_caches()
     gc.collect()
-
-
-@pytest.fixture(scope='module')
-def quick_compilation(request: pytest.FixtureRequest):
-    """A file marked `quickly_compiled` has its programs, not those of processes that it starts, compiled with LLVM's
-    optimizations off. XLA's own passes and buffers stay as they are; the order of sums within a fused loop may not, so
-    this is no mark for a file that asks for equal bits of programs of different shapes."""
-    if not request.node.get_closest_marker('quickly_compiled'):
-        yield
-        return
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='session')

@@ -27,8 +27,6 @@ from tests.consolidation.batches import Initials
 from tests.models.tiny import host_calls, largest_difference, model
 from tests.sampling.tables import Table
 
-pytestmark = pytest.mark.quickly_compiled
-
 DIGITS = 5
 VOCABULARY = WordVocabulary((*map(str, range(DIGITS)), *(f' {n}' for n in range(DIGITS)), ' +', ' =', ' is'))
 SIZE = 16

@@ -25,8 +25,6 @@ from tests.consolidation.batches import Initials
 from tests.models import tiny_t5
 from tests.models.tiny import close, host_calls, largest_difference
 
-pytestmark = pytest.mark.quickly_compiled
-
 TEXT = 'Q: {question} A:'  # with text before the question, which the encoder reads with each of them
 VOCABULARY = possessions.vocabulary(max_total=12, texts=(TEXT,))
 BANK = possessions.Possessions(split='unlabelled', min_steps=2, max_steps=2, max_amount=6, max_total=12)

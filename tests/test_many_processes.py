@@ -34,11 +34,9 @@ def test_two_processes_then_one(tmp_path):
         'KILLING_AT': 'open samples/.round_0001.parquet.partial',
         'KILLING_SIGNAL': 'SIGTERM',
     }
-    # One device each and quick compilation, which is most of the time that this takes.
-    quick = {'XLA_FLAGS': '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'}
-    quick |= {'READS_LOG': str(tmp_path / 'reads')}
+    logged = {'READS_LOG': str(tmp_path / 'reads')}
     settings = {'session__Place__cpu_devices': 1, 'module': 'tests.counted_reads'}
-    codes = ends(start(directory, pretrained().directory, 2, signalled, quick, **settings))
+    codes = ends(start(directory, pretrained().directory, 2, signalled, logged, **settings))
     said = [output(directory, number).read_text() for number in range(2)]
     assert codes == [75, 75], said
     check_reads(tmp_path / 'reads')

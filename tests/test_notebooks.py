@@ -10,8 +10,6 @@ import pytest
 from tests import tiny_run
 
 FOLDER = tiny_run.ROOT / 'colabs'
-# Quick compilation, which is most of the time that this takes.
-QUICK = {'XLA_FLAGS': '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'}
 NAMES = ('quickstart', 'ask_and_vote', 'read_a_run')  # in the order in which they are read
 
 
@@ -27,7 +25,7 @@ def execute(name: str, **values: object) -> list[str]:
     assert not unknown, f'{name} has no parameters {unknown}'
     cell.source += '\n' + '\n'.join(f'{value} = {values[value]!r}' for value in values)
     client = nbclient.NotebookClient(book, timeout=600, resources={'metadata': {'path': str(FOLDER)}})
-    client.execute(env=tiny_run.environment() | QUICK)
+    client.execute(env=tiny_run.environment())
     code = [cell for cell in book.cells if cell.cell_type == 'code']
     return [''.join(output.get('text', '') for output in cell.outputs) for cell in code]
 

@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from t5x_selfimprove import config
 from t5x_selfimprove.main import main
+from tests import quickly
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ROUNDS, SAMPLES, QUESTIONS, BATCH = 2, 4, 16, 8
@@ -192,7 +193,7 @@ def environment() -> dict[str, str]:
         **os.environ,
         'PYTHONPATH': str(ROOT),
         'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': '',
+        'XLA_FLAGS': quickly.FLAGS,
         'JAX_COMPILATION_CACHE_DIR': cache,
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
     }

@@ -13,8 +13,6 @@ from t5x_selfimprove.vocabulary import WordVocabulary
 from tests.consolidation.batches import BYTES, Spelled, rows, unchecked
 from tests.consolidation.reference import reference
 
-pytestmark = pytest.mark.quickly_compiled
-
 FORMATS = {kind: AnswerFormat(BYTES, kind=kind) for kind in KINDS}
 
 

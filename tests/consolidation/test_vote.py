@@ -24,8 +24,6 @@ from tests.consolidation.batches import (
     unchecked,
 )
 
-pytestmark = pytest.mark.quickly_compiled
-
 VOTE = MajorityVote(LETTERS)
 OF_PATHS = ('answer', 'found', 'voted', 'reward', 'keep')  # what a verdict says of each path
 

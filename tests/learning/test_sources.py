@@ -21,8 +21,6 @@ from tests.learning.batches import examples_of, random_examples
 from tests.models import tiny, tiny_t5
 from tests.models.tiny import close, largest_difference
 
-pytestmark = pytest.mark.quickly_compiled
-
 ROOM = 8  # of a prompt and completion together
 TINY = tiny_t5.model(vocabulary_chunk=64)
 

@@ -86,7 +86,7 @@ def test_padding_changes_nothing():
     segment = jnp.zeros((3, 7), jnp.int32).at[:2, :4].set(1)
     source = Sources(read, jnp.zeros((3, 9), jnp.int32).at[:2, :5].set(1))
     place = jnp.broadcast_to(jnp.arange(7), junk.shape)
-    close(forward_logits(tiny, junk, place, segment, source)[:2, :4], plain, 1e-6)
+    close(forward_logits(tiny, junk, place, segment, source)[:2, :4], plain, 5e-6)
 
 
 @pytest.mark.parametrize('fields', [{}, {'bias_per_layer': True}])

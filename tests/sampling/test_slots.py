@@ -21,8 +21,6 @@ from tests.models import tiny_t5
 from tests.models.tiny import VOCABULARY, close, model
 from tests.sampling.tables import EOS, LETTERS, constant, prompts_of
 
-pytestmark = pytest.mark.quickly_compiled
-
 WORDS = Spelled(tuple(b'' if token < 2 else bytes([64 + token]) for token in range(VOCABULARY)))
 ASKED = [[2, 3, 4], [9, 8], [7, 7, 7, 7], [5, 2]]
 PREFIX = [6, 3]

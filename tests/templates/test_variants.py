@@ -12,8 +12,6 @@ from t5x_selfimprove.templates import Template, Variants
 from t5x_selfimprove.vocabulary import ByteVocabulary
 from tests.models.tiny import model
 
-pytestmark = pytest.mark.quickly_compiled
-
 BYTES = ByteVocabulary()
 TEXTS = ('Q: think. {question} A:', 'Q: think hard. {question}', 'Q: {question}?')
 
