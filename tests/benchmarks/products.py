@@ -30,10 +30,15 @@ SUMS = [f's{number}' for number in range(12)]  # independent: they hide the late
 PEAK = f"""
 #include <stdio.h>
 #include <time.h>
-typedef float V __attribute__((vector_size(64)));
+#ifdef __AVX512F__
+#define LANES 16
+#else
+#define LANES 8
+#endif
+typedef float V __attribute__((vector_size(4 * LANES)));
 int main(void) {{
   V {', '.join(f'{name} = {{0}}' for name in SUMS)}, a, b;
-  for (int j = 0; j < 16; j++) {{ a[j] = 0.999f; b[j] = 0.001f * j; }}
+  for (int j = 0; j < LANES; j++) {{ a[j] = 0.999f; b[j] = 0.001f * j; }}
   struct timespec from, to;
   clock_gettime(CLOCK_MONOTONIC, &from);
   for (long turn = 0; turn < {TURNS}; turn++) {{
@@ -43,7 +48,7 @@ int main(void) {{
   clock_gettime(CLOCK_MONOTONIC, &to);
   V all = {' + '.join(SUMS)};
   double seconds = to.tv_sec - from.tv_sec + 1e-9 * (to.tv_nsec - from.tv_nsec);
-  printf("%f %f\\n", 2.0 * 16 * {len(SUMS)} * {TURNS} / seconds, all[3]);
+  printf("%f %f\\n", 2.0 * LANES * {len(SUMS)} * {TURNS} / seconds, all[3]);
 }}
 """
 
