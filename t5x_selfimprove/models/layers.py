@@ -44,7 +44,7 @@ def product(subscripts: str, left: jax.Array, right: jax.Array, dtype: Any) -> j
 
 
 def linear(subscripts: str, x: jax.Array, weight: Any, dtype: Any) -> jax.Array:
-    """`product` of `x` with a parameter, or with one of another form (adapters.Adapted, decoding.Quantized).
+    """`product` of `x` with a parameter, or with one of another form (adapters.Adapted, decoding.Quantized, Packed).
 
     The last letters of `x` meet the first of the weight. Both are made matrices first: the gradient of the weight is
     then one plain matrix product (on a CPU 2.6 times faster than over [rows, time, ...]).

@@ -1,0 +1,134 @@
+// The product of rows with a packed matrix in float32, for XLA on a CPU; packed.py compiles it and says how it is laid out.
+//
+// Every number is the sum over its inputs in their order, with one rounding an input, whatever the rows beside it: what
+// comes of a row is the same to the bit in a batch of any size, on any number of threads.
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <thread>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+// Sums of kRows x kVectors stay in registers while the inputs go by.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kRows = 12;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kRows = 6;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kRows = 8;
+#else
+constexpr int kLanes = 4, kRows = 4;
+#endif
+constexpr int kVectors = 2;
+constexpr int kWidth = kLanes * kVectors;  // columns of a panel
+constexpr int64_t kBlock = 16 * kRows;  // rows that meet one panel after the other while they are in the cache
+constexpr int64_t kOperations = 1 << 20;  // of a piece of work at least: waking a thread takes as long as so many
+constexpr int64_t kPieces = 8;  // for each thread: one that is late leaves its pieces to the others
+
+typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4)));
+
+struct Work {
+  const float* x;  // [rows, inputs]
+  const float* panels;  // [panels, inputs, kWidth]
+  float* out;  // [rows, outputs]
+  int64_t rows, inputs, outputs, count;  // count: of panels
+  int64_t each, pieces;
+  std::atomic<int64_t> taken{0}, done{0};
+};
+
+// Not inlined: in a larger function the sums would leave their registers.
+template <int R>
+__attribute__((noinline)) void tile(const Work& work, int64_t row, int64_t number) {
+  const int64_t inputs = work.inputs;
+  const float* x = work.x + row * inputs;
+  const float* panel = work.panels + number * inputs * kWidth;
+  Vector sums[R][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) sums[r][v] = Vector{};
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < inputs; k++) {
+    Vector weights[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) weights[v] = *(const Vector*)(panel + k * kWidth + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const float input = x[r * inputs + k];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) sums[r][v] += input * weights[v];
+    }
+  }
+  float edge[R * kWidth];
+  const int64_t width = std::min<int64_t>(kWidth, work.outputs - number * kWidth);
+  float* out = work.out + row * work.outputs + number * kWidth;
+  float* to = width == kWidth ? out : edge;
+  const int64_t stride = width == kWidth ? work.outputs : kWidth;
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) *(Vector*)(to + r * stride + v * kLanes) = sums[r][v];
+  if (width < kWidth)
+    for (int r = 0; r < R; r++) std::memcpy(out + r * work.outputs, edge + r * kWidth, width * sizeof(float));
+}
+
+// The last rows, fewer than kRows.
+template <int R>
+void rest(const Work& work, int64_t row, int64_t rows, int64_t number) {
+  if constexpr (R > 0) {
+    if (rows == R) return tile<R>(work, row, number);
+    rest<R - 1>(work, row, rows, number);
+  }
+}
+
+void take_part(Work& work) {
+  for (int64_t piece; (piece = work.taken.fetch_add(1)) < work.pieces;) {
+    const int64_t end = std::min(work.count, (piece + 1) * work.each);
+    for (int64_t start = 0; start < work.rows; start += kBlock) {
+      const int64_t stop = std::min(work.rows, start + kBlock);
+      for (int64_t number = piece * work.each; number < end; number++) {
+        int64_t row = start;
+        for (; row + kRows <= stop; row += kRows) tile<kRows>(work, row, number);
+        rest<kRows - 1>(work, row, stop - row, number);
+      }
+    }
+    work.done.fetch_add(1, std::memory_order_release);
+  }
+}
+
+ffi::Error multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32, 2> x, ffi::Buffer<ffi::F32, 3> panels,
+                    ffi::ResultBuffer<ffi::F32, 2> out) {
+  // Shared: a thread may come when all is done, to see that there is nothing left to take.
+  auto work = std::make_shared<Work>();
+  work->x = x.typed_data(), work->panels = panels.typed_data(), work->out = out->typed_data();
+  work->rows = x.dimensions()[0], work->inputs = x.dimensions()[1];
+  work->outputs = out->dimensions()[1], work->count = panels.dimensions()[0];
+  if (panels.dimensions()[1] != work->inputs || panels.dimensions()[2] != kWidth ||
+      work->count != (work->outputs + kWidth - 1) / kWidth || out->dimensions()[0] != work->rows)
+    return ffi::Error::InvalidArgument("packed product: shapes that do not belong together");
+  if (work->rows == 0 || work->count == 0) return ffi::Error::Success();
+  const int64_t threads = std::max<int64_t>(1, pool.num_threads());
+  const int64_t operations = std::max<int64_t>(1, 2 * work->rows * work->inputs * kWidth);  // of a panel
+  work->each = std::max(work->count / (kPieces * threads), (kOperations + operations - 1) / operations);
+  work->each = std::clamp<int64_t>(work->each, 1, work->count);
+  work->pieces = (work->count + work->each - 1) / work->each;
+  for (int64_t other = 1; other < std::min(threads, work->pieces); other++)
+    pool.Schedule([work] { take_part(*work); });
+  take_part(*work);
+  while (work->done.load(std::memory_order_acquire) < work->pieces) std::this_thread::yield();
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(packed_product, multiply,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32, 2>>()
+                                  .Arg<ffi::Buffer<ffi::F32, 3>>()
+                                  .Ret<ffi::Buffer<ffi::F32, 2>>());
+
+extern "C" int packed_width() { return kWidth; }
