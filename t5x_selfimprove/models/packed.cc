@@ -101,8 +101,8 @@ void take_part(Work& work) {
   }
 }
 
-ffi::Error multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32, 2> x, ffi::Buffer<ffi::F32, 3> panels,
-                    ffi::ResultBuffer<ffi::F32, 2> out) {
+ffi::Error multiply(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x, ffi::BufferR3<ffi::F32> panels,
+                    ffi::ResultBufferR2<ffi::F32> out) {
   // Shared: a thread may come when all is done, to see that there is nothing left to take.
   auto work = std::make_shared<Work>();
   work->x = x.typed_data(), work->panels = panels.typed_data(), work->out = out->typed_data();
@@ -127,8 +127,8 @@ ffi::Error multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32, 2> x, ffi::Buffe
 XLA_FFI_DEFINE_HANDLER_SYMBOL(packed_product, multiply,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32, 2>>()
-                                  .Arg<ffi::Buffer<ffi::F32, 3>>()
-                                  .Ret<ffi::Buffer<ffi::F32, 2>>());
+                                  .Arg<ffi::BufferR2<ffi::F32>>()
+                                  .Arg<ffi::BufferR3<ffi::F32>>()
+                                  .Ret<ffi::BufferR2<ffi::F32>>());
 
 extern "C" int packed_width() { return kWidth; }

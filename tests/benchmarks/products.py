@@ -1,7 +1,8 @@
 """What these cores can do at most, measured beside the arms of `sampling`, float32.
 
 decode products   of 64 rows with every matrix of the model in turn, each in an array of its own, [in, out]: weights
-                  come from memory as they do in decoding
+                  come from memory as they do in decoding; by XLA
+packed products   the same by the kernel that our sampler takes (models/packed.py); left out without a C++ compiler
 large product     1024 x 1024 x 1024
 multiply-adds     in registers, by a C program (`gcc -O3 -march=native`) on each core; left out without gcc
 """
@@ -20,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from t5x_selfimprove.models import packed
 from tests.benchmarks.sampling_workloads import Sizes
 
 STEPS = 10  # of decoding in one measurement
@@ -53,12 +55,16 @@ int main(void) {{
 """
 
 
-def decode_layer(x: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
+Product = Callable[[jax.Array, jax.Array, int], jax.Array]  # of rows and a weight, with its outputs
+
+
+def decode_layer(x: jax.Array, weights: dict[str, jax.Array], widths: dict[str, int], product: Product) -> jax.Array:
     """The products of a layer, each feeding the next; what is between them takes next to no time."""
-    query, key, value = (x @ weights[name] for name in ('query', 'key', 'value'))
+    by = lambda x, name: product(x, weights[name], widths[name])  # noqa: E731
+    query, key, value = (by(x, name) for name in ('query', 'key', 'value'))
     mixed = query + jnp.concatenate([key, value], axis=-1)
-    mixed = mixed @ weights['out']
-    return 0.3 * ((mixed @ weights['gate'] + mixed @ weights['up']) @ weights['down'])
+    mixed = by(mixed, 'out')
+    return 0.3 * by(by(mixed, 'gate') + by(mixed, 'up'), 'down')
 
 
 class Products:
@@ -86,43 +92,52 @@ class Products:
         layers = [{name: normal(*shape) for name, shape in shapes.items()} for _ in range(sizes.layers)]
         head, x, large = normal(sizes.width, sizes.vocabulary), normal(rows, sizes.width), normal(LARGE, LARGE)
 
-        def through(x: jax.Array, layers: list[dict[str, jax.Array]]) -> jax.Array:
-            for weights in layers:
-                x = decode_layer(x, weights)
-            return x
+        widths = {name: shape[1] for name, shape in shapes.items()}
+        step = (2 * rows * sizes.layers * sizes.layer_parameters, 2 * rows * sizes.width * sizes.vocabulary)
 
-        def scored(x: jax.Array, head: jax.Array) -> jax.Array:
-            logits = x @ head  # all of them are used, or the product would be of fewer columns
-            return logits[:, : sizes.width] + 1e-6 * logits.max(axis=-1, keepdims=True)
+        def programs(product: Product, layers: Any, head: jax.Array) -> list[tuple[Callable[[], Any], int]]:
+            def through(x: jax.Array, layers: list[dict[str, jax.Array]]) -> jax.Array:
+                for weights in layers:
+                    x = decode_layer(x, weights, widths, product)
+                return x
 
-        through_all = 2 * rows * sizes.layers * sizes.layer_parameters
-        self.programs = {
-            'layers': (repeated(through, x, layers), through_all),
-            'output embedding': (repeated(scored, x, head), 2 * rows * sizes.width * sizes.vocabulary),
-            'large product': (repeated(lambda x, large: large @ x, large, large), 2 * LARGE**3),
-        }
+            def scored(x: jax.Array, head: jax.Array) -> jax.Array:
+                logits = product(x, head, sizes.vocabulary)  # all are used, or the product would be of fewer columns
+                return logits[:, : sizes.width] + 1e-6 * logits.max(axis=-1, keepdims=True)
+
+            return list(zip([repeated(through, x, layers), repeated(scored, x, head)], step, strict=True))
+
+        self.steps = {'decode products': programs(lambda x, weight, _: x @ weight, layers, head)}
+        if not packed.trouble('float32'):
+            self.steps['packed products'] = programs(packed.product, *jax.tree.map(packed.pack, (layers, head)))
+        large_product = repeated(lambda x, large: large @ x, large, large)
+        self.steps['large product'] = [(large_product, 2 * LARGE**3)]
         self.facts: dict[str, Any] = {}
         self.peak = _peak_program()
-        for program, _ in self.programs.values():
-            program()
+        for parts in self.steps.values():
+            for program, _ in parts:
+                program()
 
     def __call__(self) -> dict[str, Any]:
-        """Operations a second of each; `decode products` of the layers and the output embedding together."""
-        seconds = {}
-        for name, (program, _) in self.programs.items():
-            runs: list[float] = []
-            while sum(runs) < SECONDS:
-                start = time.perf_counter()
-                program()
-                runs.append(time.perf_counter() - start)
-            seconds[name] = statistics.median(runs) / STEPS
-        found = {name: count / seconds[name] for name, (_, count) in self.programs.items()}
-        step = ('layers', 'output embedding')
-        found['decode products'] = sum(self.programs[name][1] for name in step) / sum(seconds[name] for name in step)
+        """Operations a second of each, of the layers and the output embedding together."""
+        found = {}
+        for name, parts in self.steps.items():
+            seconds = sum(middle(program) for program, _ in parts) / STEPS
+            found[name] = sum(count for _, count in parts) / seconds
         if self.peak is not None:
             runs = [subprocess.Popen([self.peak], stdout=subprocess.PIPE) for _ in os.sched_getaffinity(0)]
             found['multiply-adds'] = sum(float(run.communicate()[0].split()[0]) for run in runs)
         return {'rates': found}
+
+
+def middle(program: Callable[[], Any]) -> float:
+    """Seconds that a call takes, the median over `SECONDS`."""
+    runs: list[float] = []
+    while sum(runs) < SECONDS:
+        start = time.perf_counter()
+        program()
+        runs.append(time.perf_counter() - start)
+    return statistics.median(runs)
 
 
 def repeated(step: Callable, x: jax.Array, weights: Any) -> Callable[[], Any]:
