@@ -120,9 +120,9 @@ class Packed(nnx.Module):
     def __init__(self, weight: jax.Array, inputs: int, axes: tuple[str, ...]):
         """Packs a weight, the first `inputs` axes of which (after the layers) meet the input."""
         start = axes.index('layers') + 1 if 'layers' in axes else 0
-        layers, self.outputs = weight.shape[:start], weight.shape[start + inputs :]
+        stack, self.outputs = weight.shape[:start], weight.shape[start + inputs :]
         self.inputs = inputs
-        matrix = weight.reshape(*layers, math.prod(weight.shape[start : start + inputs]), -1)
+        matrix = weight.reshape(*stack, math.prod(weight.shape[start : start + inputs]), -1)
         self.panels = nnx.data(packed.pack(matrix))
 
     def product(self, _: str, x: jax.Array, dtype: Any) -> Float32[Array, '*shape']:
