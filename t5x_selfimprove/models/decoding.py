@@ -41,11 +41,11 @@ def for_sampling(model: Any, weights: str = 'as trained') -> Any:
         return model
     model = adapters.for_sampling(model)
     apart = partitioning.platform() == 'cpu'
-    rows = model.output_embedding
     model = jax.tree.map(lambda array: array, model)  # whose attributes may be set
     if weights == 'int8':
         model = _changed(model, Quantized)
-        model.output_matrix = nnx.data(Quantized(jnp.swapaxes(rows, 0, 1), 1, ('model', 'vocabulary')))
+        matrix = jnp.swapaxes(model.output_embedding, 0, 1)
+        model.output_matrix = nnx.data(Quantized(matrix, 1, ('model', 'vocabulary')))
     else:
         model = narrowed(model)
         if apart:

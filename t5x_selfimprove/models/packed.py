@@ -100,7 +100,7 @@ def trouble(dtype: str) -> str:
 def describe(dtype: str) -> str:
     """What makes the products of sampling, and why, in words for a person."""
     why = trouble(dtype)
-    return f"XLA's: {why}" if why else 'weights packed once a round, by the kernel in models/packed.cc'
+    return f"XLA's: {why}" if why else 'weights, but of int8, packed once a round, by the kernel in models/packed.cc'
 
 
 def pack(matrix: Float32[Array, '*layers inputs outputs']) -> Float32[Array, '*layers panels inputs width']:
