@@ -45,7 +45,10 @@ setuptools.setup(
     license='Apache-2.0',
     packages=setuptools.find_packages(include=[PACKAGE, f'{PACKAGE}.*']) + list(GIN),
     package_dir=GIN,
-    package_data={'': ['*.gin'], PACKAGE: ['models/*.cc', 'report_page/**/*', 'templates/exemplars/*.jsonl']},
+    package_data={
+        '': ['*.gin'],
+        PACKAGE: ['models/native/*.cc', 'models/native/*.h', 'report_page/**/*', 'templates/exemplars/*.jsonl'],
+    },
     python_requires='>=3.11',
     install_requires=[
         'flax>=0.12.8',

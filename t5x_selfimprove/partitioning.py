@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -312,6 +312,25 @@ def spread(array: jax.Array) -> jax.Array:
     axes that paths are split over where they do not divide."""
     mesh = jax.sharding.get_abstract_mesh()
     return constrain(array, 'tokens' if mesh.empty or array.shape[0] % mesh.size else 'rows')
+
+
+def by_rows(function: Callable[..., Any], split: tuple[jax.Array, ...], whole: tuple[jax.Array, ...] = ()) -> Any:
+    """`function(*split, *whole)`, which XLA cannot split itself: every device is given its rows of the paths.
+
+    Args:
+      function: of arrays that a device has, to arrays that lead with the rows of the first.
+      split: arrays that lead with rows: S, or S / n that n neighbours share, or 1. Where some do not divide by the
+        devices, every device does all of it.
+      whole: arrays that every device has.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function(*split, *whole)
+    everywhere, rows = PartitionSpec(), spec_of(Axes(('tokens',)), SAMPLING)
+    divide = all(array.shape[0] % path_parts(mesh) == 0 for array in split if array.shape[0] > 1)
+    specs = tuple(rows if divide and array.shape[0] > 1 else everywhere for array in split)
+    inside = (*specs, *(everywhere for _ in whole))
+    return jax.shard_map(function, in_specs=inside, out_specs=specs[0], check_vma=False)(*split, *whole)
 
 
 def use(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager:

@@ -19,7 +19,7 @@ from rich.console import Console
 from t5x_selfimprove import files, metrics, partitioning, placement, processes, stopping
 from t5x_selfimprove.checkpoints import Checkpoints, Damaged, Described, Retention, located
 from t5x_selfimprove.display import Display, number_of_bytes
-from t5x_selfimprove.models import kernels, packed, parameters
+from t5x_selfimprove.models import kernels, native, parameters
 from t5x_selfimprove.partitioning import MeshShape
 from t5x_selfimprove.processes import Patience
 from t5x_selfimprove.vocabulary import Vocabulary
@@ -172,7 +172,7 @@ class Session:
             + (f' in {processes.count()} processes' if processes.count() > 1 else ''),
             'mesh': placement.describe(self.mesh),
             'attention': kernels.describe(state.model.config, self.devices[0].platform),
-            **self._products(state.model.config.dtype),
+            **self._kernels(state.model.config.dtype),
             'parameters': f'{parameters.count(state.model):,}',
             'state': f'{number_of_bytes(on_device)} per device (parameters, optimizer, base)',
             **{name.replace('_', ' '): value for name, value in batch.items()},
@@ -196,10 +196,10 @@ class Session:
             versions=versions(),
         )
 
-    def _products(self, dtype: str) -> dict[str, str]:
-        """What multiplies in sampling, where that is a question."""
+    def _kernels(self, dtype: str) -> dict[str, str]:
+        """What multiplies and attends in sampling, where that is a question."""
         with partitioning.use(self.mesh):
-            return {'products of sampling': packed.describe(dtype)} if partitioning.platform() == 'cpu' else {}
+            return {'kernels of sampling': native.describe(dtype)} if partitioning.platform() == 'cpu' else {}
 
     def resume_point(self, kind: str, vocabulary: Vocabulary) -> int | None:
         """The last step saved in the directory, or None where the run is a new one.

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32
 
 from t5x_selfimprove import partitioning
-from t5x_selfimprove.models import cache, layers
+from t5x_selfimprove.models import cache, layers, native
 from t5x_selfimprove.models.cache import Own, Seats, Segment
 from t5x_selfimprove.models.config import TransformerConfig
 
@@ -176,6 +176,8 @@ def attend_segment(
     rows, kv_heads, groups, time, size = query.shape
     batch, room = segment.rows, segment.key.shape[-1]
     share = rows // batch
+    if bias is None and not isinstance(segment.key, cache.Rounded) and has_kernel(query.dtype, softcap):
+        return _by_kernel(query, segment, allowed)
     together = jnp.moveaxis(query.reshape(batch, share, kv_heads, groups * time, size), 1, 2)
     together = together.reshape(batch, kv_heads, -1, size)
     key, value = (cache.numbers(each, query.dtype) for each in (segment.key, segment.value))
@@ -202,6 +204,33 @@ def attend_segment(
         return x.reshape(rows, kv_heads, groups, time, *rest)
 
     return by_row(mixed), by_row(peak), by_row(total)
+
+
+def has_kernel(dtype: Any, softcap: float) -> bool:
+    """Whether attention to segments is by a kernel of our own, where there is no bias and no int8."""
+    return not softcap and not native.trouble(jnp.dtype(dtype).name)
+
+
+def _by_kernel(
+    query: Float32[Array, 'S K G T h'], segment: Segment, allowed: Bool[Array, 'S T U'] | None
+) -> Part:
+    """`attend_segment` by the kernel in native/attend.cc, which reads no columns that none of some neighbours sees."""
+    rows, kv_heads, groups, time, size = query.shape
+    batch, room = segment.rows, segment.key.shape[-1]
+    visible = jnp.ones((1, 1, room), bool) if allowed is None else allowed
+    if segment.length is not None:
+        valid = jnp.broadcast_to(jnp.arange(room) < segment.length[..., None], (batch, room))[:, None]
+        visible = valid if allowed is None else visible & jnp.repeat(valid, rows // batch, axis=0)
+
+    def attend(*arrays: jax.Array) -> list[jax.Array]:
+        lead = arrays[0].shape[:3]
+        found = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((*lead, size), lead, lead)]
+        return native.call('attend_segment', found, *arrays)
+
+    flat = query.reshape(rows, kv_heads, groups * time, size)
+    part = partitioning.by_rows(attend, (flat, segment.key, segment.value, visible))
+    mixed, peak, total = (array.reshape(rows, kv_heads, groups, time, *array.shape[3:]) for array in part)
+    return mixed, peak, total
 
 
 def attend_shared(

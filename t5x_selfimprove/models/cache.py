@@ -160,10 +160,19 @@ class Own:
 
 
 def new_own(
-    layers: int, rows: int, heads: int, room: int, size: int, dtype: Any, stacked: bool, kind: str = KINDS[0]
+    layers: int,
+    rows: int,
+    heads: int,
+    room: int,
+    size: int,
+    dtype: Any,
+    stacked: bool,
+    kind: str = KINDS[0],
+    in_blocks: bool = True,
 ) -> Own:
-    """An empty ring for samples of `room` tokens, in blocks where layers are by themselves; of `KINDS`."""
-    width = room if stacked else min(room, max(BLOCK, -(-room // BLOCKS)))
+    """An empty ring for samples of `room` tokens, of `KINDS`; in blocks where layers are by themselves and what reads
+    it does not pass by the columns that nobody sees."""
+    width = room if stacked or not in_blocks else min(room, max(BLOCK, -(-room // BLOCKS)))
     blocks = -(-room // width)
     key, value = (rows, heads, size, width), (rows, heads, width, size)
 

@@ -2,8 +2,8 @@
 
 What pays is a matter of the platform. On a CPU (jax 0.10, one core of an AMD EPYC, 64 samples, 8 layers of width 512)
 a step on layers of their own takes less than on slices of stacked ones, because XLA copies a slice before it multiplies
-with it, and the product with the output embedding runs at 234 GFLOP/s as [D, V] against 71 as [V, D]. On one device
-matrices of float32 are packed for a kernel of our own (`packed`). Accelerators read slices in place, and there layers
+with it, and the product with the output embedding runs at 234 GFLOP/s as [D, V] against 71 as [V, D]. Matrices of
+float32 are packed for a kernel of our own (`packed`). Accelerators read slices in place, and there layers
 stay stacked, so that a deep model compiles as fast as a shallow one.
 """
 
@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float32
 
 from t5x_selfimprove import partitioning
-from t5x_selfimprove.models import adapters, cache, layers, packed, parameters
+from t5x_selfimprove.models import adapters, cache, layers, native, packed, parameters
 
 WEIGHTS = ('as trained', 'int8')
 
@@ -50,7 +50,7 @@ def for_sampling(model: Any, weights: str = 'as trained') -> Any:
         model = narrowed(model)
         if apart:
             matrix, axes = jnp.swapaxes(model.output_embedding, 0, 1), ('model', 'vocabulary')
-            pack = not packed.trouble(model.config.dtype)
+            pack = not native.trouble(model.config.dtype)
             model.output_matrix = nnx.data(Packed(matrix, 1, axes) if pack else layers.parameter(matrix, *axes))
             model = _changed(model, Packed) if pack else model
     # Last, so that what is gathered is what is read, in its few bytes.
@@ -123,13 +123,12 @@ class Packed(nnx.Module):
         stack, self.outputs = weight.shape[:start], weight.shape[start + inputs :]
         self.inputs = inputs
         matrix = weight.reshape(*stack, math.prod(weight.shape[start : start + inputs]), -1)
-        self.panels = nnx.data(packed.pack(matrix))
+        self.panels = layers.parameter(packed.pack(matrix), *axes[:start], None, None, None)  # whole on every device
 
     def product(self, _: str, x: jax.Array, dtype: Any) -> Float32[Array, '*shape']:
         """`layers.matrix_product` with the weight, whose subscripts its shape tells."""
-        lead = x.shape[: x.ndim - self.inputs]
-        flat = x.astype(dtype).reshape(math.prod(lead), -1)
-        return packed.product(flat, self.panels, math.prod(self.outputs)).reshape(*lead, *self.outputs)
+        multiply = lambda flat: packed.product(flat.astype(dtype), self.panels[...], math.prod(self.outputs))  # noqa: E731
+        return layers.of_rows(multiply, x, self.inputs).reshape(*x.shape[: x.ndim - self.inputs], *self.outputs)
 
 
 def _changed(model: nnx.Module, form: Callable[[jax.Array, int, tuple[str, ...]], Any]) -> nnx.Module:

@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def parameter(value: jax.Array, *axes: str) -> nnx.Param:
+def parameter(value: jax.Array, *axes: str | None) -> nnx.Param:
     """A parameter with logical axis names (read by `parameters.logical_axes`)."""
     return nnx.Param(value, axes=axes)
 
@@ -65,12 +65,20 @@ def matrix_product(subscripts: str, x: jax.Array, weight: jax.Array, dtype: Any)
     rows, outputs = left.removesuffix(right[:inputs]), right[inputs:]
     if result != rows + outputs or set(outputs) & set(left):
         raise ValueError(f'{subscripts} is not a product of rows with a matrix')
-    size, lead = math.prod(weight.shape[:inputs]), x.shape[: x.ndim - inputs]
-    wide = x.reshape(*lead, size)
-    flat = partitioning.flattened(wide) if len(lead) == 2 else wide.reshape(-1, size)
-    matrix = product('ri,io->ro', flat, weight.reshape(size, -1), dtype)
-    matrix = partitioning.unflattened(matrix, *lead) if len(lead) == 2 else matrix
-    return matrix.reshape(*lead, *weight.shape[inputs:])
+    size = math.prod(weight.shape[:inputs])
+    multiply = lambda flat: product('ri,io->ro', flat, weight.reshape(size, -1), dtype)  # noqa: E731
+    return of_rows(multiply, x, inputs).reshape(*x.shape[: x.ndim - inputs], *weight.shape[inputs:])
+
+
+def of_rows(multiply: Callable[[jax.Array], jax.Array], x: jax.Array, inputs: int) -> Float32[Array, '*rows outputs']:
+    """What `multiply` makes of [rows, inputs] for `x`, the last `inputs` axes of which are the inputs; every device
+    has the same rows in all of it."""
+    lead = x.shape[: x.ndim - inputs]
+    wide = x.reshape(*lead, math.prod(x.shape[len(lead) :]))
+    if len(lead) == 2:
+        return partitioning.unflattened(multiply(partitioning.flattened(wide)), *lead)
+    matrix = multiply(wide.reshape(math.prod(lead), wide.shape[-1]))
+    return matrix.reshape(*lead, matrix.shape[-1])
 
 
 def to_int8(

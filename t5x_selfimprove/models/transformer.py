@@ -150,7 +150,8 @@ class Transformer(nnx.Module):
         """An empty ring for `rows` samples that read up to `room` tokens, in the compute dtype or in int8."""
         config, stacked = self.config, not isinstance(self.blocks, nnx.List)
         size, dtype = config.head_size, config.dtype
-        return cache.new_own(config.layers, rows, config.kv_heads, room, size, dtype, stacked, kind)
+        in_blocks = kind != cache.KINDS[0] or not attention.has_kernel(dtype, config.attention_softcap)
+        return cache.new_own(config.layers, rows, config.kv_heads, room, size, dtype, stacked, kind, in_blocks)
 
     def extend(
         self, tokens: Int[Array, 'S'], context: Context, own: Own, seats: Seats | None = None

@@ -2,7 +2,7 @@
 
 decode products   of 64 rows with every matrix of the model in turn, each in an array of its own, [in, out]: weights
                   come from memory as they do in decoding; by XLA
-packed products   the same by the kernel that our sampler takes (models/packed.py); left out without a C++ compiler
+packed products   the same by the kernel that our sampler takes (models/native); left out without a C++ compiler
 large product     1024 x 1024 x 1024
 multiply-adds     in registers, by a C program (`gcc -O3 -march=native`) on each core; left out without gcc
 """
@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from t5x_selfimprove.models import packed
+from t5x_selfimprove.models import native, packed
 from tests.benchmarks.sampling_workloads import Sizes
 
 STEPS = 10  # of decoding in one measurement
@@ -108,7 +108,7 @@ class Products:
             return list(zip([repeated(through, x, layers), repeated(scored, x, head)], step, strict=True))
 
         self.steps = {'decode products': programs(lambda x, weight, _: x @ weight, layers, head)}
-        if not packed.trouble('float32'):
+        if not native.trouble('float32'):
             self.steps['packed products'] = programs(packed.product, *jax.tree.map(packed.pack, (layers, head)))
         large_product = repeated(lambda x, large: large @ x, large, large)
         self.steps['large product'] = [(large_product, 2 * LARGE**3)]

@@ -1,4 +1,4 @@
-"""The kernel of packed products: right, the same to the bit in any batch, and what is said where there is none."""
+"""The kernel of packed products: right, and the same to the bit in any batch and on any mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from t5x_selfimprove import partitioning
-from t5x_selfimprove.models import decoding, packed
-from t5x_selfimprove.models.transformer import Transformer
-from tests.models.tiny import model
+from t5x_selfimprove.models import native, packed
 
 SHAPES = {
     'one': (1, 1, 1),
@@ -21,8 +19,8 @@ SHAPES = {
 
 @pytest.fixture(autouse=True)
 def needs_a_compiler():
-    if packed.kernel().trouble == 'there is no C++ compiler':
-        pytest.skip(packed.kernel().trouble)
+    if native.library().trouble == 'there is no C++ compiler':
+        pytest.skip(native.library().trouble)
 
 
 def draw(*shape: int, seed: int = 0) -> jax.Array:
@@ -31,10 +29,6 @@ def draw(*shape: int, seed: int = 0) -> jax.Array:
 
 def multiplied(x: jax.Array, matrix: jax.Array) -> jax.Array:
     return jax.jit(lambda x, matrix: packed.product(x, packed.pack(matrix), matrix.shape[1]))(x, matrix)
-
-
-def test_the_kernel_compiles_here():
-    assert packed.kernel() == packed.Kernel(packed.kernel().width) and packed.kernel().width > 0
 
 
 @pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
@@ -57,41 +51,15 @@ def test_no_rows():
 
 
 def test_shapes_that_do_not_belong_together_are_refused():
-    other = jnp.zeros((1, 8, packed.kernel().width + 1))
+    other = jnp.zeros((1, 8, native.library().width + 1))
     with pytest.raises(Exception, match='do not belong together'):
         jax.block_until_ready(packed.product(draw(2, 8), other, 3))
 
 
-def forms(tiny: Transformer) -> set[str]:
-    """What the matrices of a model are in sampling."""
-    prepared = jax.eval_shape(lambda tiny: decoding.for_sampling(tiny), tiny)  # not traced before, whatever was
-    block = prepared.blocks[0]
-    weights = (block.attention.query, block.attention.out, block.feed_forward.down, prepared.output_matrix)
-    return {type(weight).__name__ for weight in weights}
-
-
-def test_which_models_are_packed(monkeypatch):
-    assert forms(model()) == {'Packed'} and 'packed once a round' in packed.describe('float32')
-    assert forms(model(dtype='bfloat16')) == {'Param'} and 'bfloat16' in packed.describe('bfloat16')
-    with partitioning.use(partitioning.MeshShape(tensor=2).build()):
-        assert packed.describe('float32') == "XLA's: the mesh has 8 devices"
-    monkeypatch.setattr(packed, 'kernel', lambda: packed.Kernel(trouble='there is no C++ compiler'))
-    assert forms(model()) == {'Param'} and packed.describe('float32') == "XLA's: there is no C++ compiler"
-
-
-def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
-    broken = tmp_path / 'broken'
-    broken.write_text('#!/bin/sh\necho "error: no such header" >&2; exit 3\n')
-    broken.chmod(0o755)
-    monkeypatch.setenv('CXX', str(broken))
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    assert packed.kernel.__wrapped__().trouble == f'{broken} does not compile it: error: no such header'
-    monkeypatch.setenv('CXX', str(tmp_path / 'missing'))
-    assert 'missing' in packed.kernel.__wrapped__().trouble
-    assert not any((tmp_path / 'cache' / 't5x_selfimprove').iterdir())
-
-
-def test_without_a_compiler(monkeypatch):
-    monkeypatch.delenv('CXX', raising=False)
-    monkeypatch.setattr(packed.shutil, 'which', lambda _: None)
-    assert packed.kernel.__wrapped__() == packed.Kernel(trouble='there is no C++ compiler')
+@pytest.mark.parametrize('shape', [{'data': 2, 'fsdp': 2, 'expert': 2}, {'data': 4, 'sequence': 2}], ids=str)
+@pytest.mark.parametrize('rows', [1, 12, 16])
+def test_the_product_on_a_mesh_is_that_of_one_device_to_the_bit(shape, rows):
+    x, matrix = draw(rows, 30), draw(30, 50, seed=1)
+    alone = multiplied(x, matrix)
+    with partitioning.use(partitioning.MeshShape(**shape).build()):
+        np.testing.assert_array_equal(multiplied(x, matrix), alone)

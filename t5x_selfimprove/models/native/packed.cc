@@ -1,44 +1,35 @@
-// The product of rows with a packed matrix in float32, for XLA on a CPU; packed.py compiles it and says how it is laid out.
+// The product of rows with a packed matrix in float32; packed.py says how it is laid out.
 //
 // Every number is the sum over its inputs in their order, with one rounding an input, whatever the rows beside it: what
 // comes of a row is the same to the bit in a batch of any size, on any number of threads.
 
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
 #include <cstring>
-#include <memory>
-#include <thread>
 
-#include "xla/ffi/api/ffi.h"
+#include "pieces.h"
 
 namespace ffi = xla::ffi;
 
+namespace {
+
 // Sums of kRows x kVectors stay in registers while the inputs go by.
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kRows = 12;
+constexpr int kRows = 12;
 #elif defined(__AVX__)
-constexpr int kLanes = 8, kRows = 6;
+constexpr int kRows = 6;
 #elif defined(__aarch64__)
-constexpr int kLanes = 4, kRows = 8;
+constexpr int kRows = 8;
 #else
-constexpr int kLanes = 4, kRows = 4;
+constexpr int kRows = 4;
 #endif
 constexpr int kVectors = 2;
 constexpr int kWidth = kLanes * kVectors;  // columns of a panel
 constexpr int64_t kBlock = 16 * kRows;  // rows that meet one panel after the other while they are in the cache
-constexpr int64_t kOperations = 1 << 20;  // of a piece of work at least: waking a thread takes as long as so many
-constexpr int64_t kPieces = 8;  // for each thread: one that is late leaves its pieces to the others
-
-typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4)));
 
 struct Work {
   const float* x;  // [rows, inputs]
   const float* panels;  // [panels, inputs, kWidth]
   float* out;  // [rows, outputs]
-  int64_t rows, inputs, outputs, count;  // count: of panels
-  int64_t each, pieces;
-  std::atomic<int64_t> taken{0}, done{0};
+  int64_t rows, inputs, outputs;
 };
 
 // Not inlined: in a larger function the sums would leave their registers.
@@ -86,43 +77,30 @@ void rest(const Work& work, int64_t row, int64_t rows, int64_t number) {
   }
 }
 
-void take_part(Work& work) {
-  for (int64_t piece; (piece = work.taken.fetch_add(1)) < work.pieces;) {
-    const int64_t end = std::min(work.count, (piece + 1) * work.each);
+ffi::Error multiply(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x, ffi::BufferR3<ffi::F32> panels,
+                    ffi::ResultBufferR2<ffi::F32> out) {
+  Work work;
+  work.x = x.typed_data(), work.panels = panels.typed_data(), work.out = out->typed_data();
+  work.rows = x.dimensions()[0], work.inputs = x.dimensions()[1], work.outputs = out->dimensions()[1];
+  const int64_t count = panels.dimensions()[0];
+  if (panels.dimensions()[1] != work.inputs || panels.dimensions()[2] != kWidth ||
+      count != (work.outputs + kWidth - 1) / kWidth || out->dimensions()[0] != work.rows)
+    return ffi::Error::InvalidArgument("packed product: shapes that do not belong together");
+  if (work.rows == 0) return ffi::Error::Success();
+  in_pieces(pool, count, 2 * work.rows * work.inputs * kWidth, [work](int64_t begin, int64_t end) {
     for (int64_t start = 0; start < work.rows; start += kBlock) {
       const int64_t stop = std::min(work.rows, start + kBlock);
-      for (int64_t number = piece * work.each; number < end; number++) {
+      for (int64_t number = begin; number < end; number++) {
         int64_t row = start;
         for (; row + kRows <= stop; row += kRows) tile<kRows>(work, row, number);
         rest<kRows - 1>(work, row, stop - row, number);
       }
     }
-    work.done.fetch_add(1, std::memory_order_release);
-  }
-}
-
-ffi::Error multiply(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x, ffi::BufferR3<ffi::F32> panels,
-                    ffi::ResultBufferR2<ffi::F32> out) {
-  // Shared: a thread may come when all is done, to see that there is nothing left to take.
-  auto work = std::make_shared<Work>();
-  work->x = x.typed_data(), work->panels = panels.typed_data(), work->out = out->typed_data();
-  work->rows = x.dimensions()[0], work->inputs = x.dimensions()[1];
-  work->outputs = out->dimensions()[1], work->count = panels.dimensions()[0];
-  if (panels.dimensions()[1] != work->inputs || panels.dimensions()[2] != kWidth ||
-      work->count != (work->outputs + kWidth - 1) / kWidth || out->dimensions()[0] != work->rows)
-    return ffi::Error::InvalidArgument("packed product: shapes that do not belong together");
-  if (work->rows == 0 || work->count == 0) return ffi::Error::Success();
-  const int64_t threads = std::max<int64_t>(1, pool.num_threads());
-  const int64_t operations = std::max<int64_t>(1, 2 * work->rows * work->inputs * kWidth);  // of a panel
-  work->each = std::max(work->count / (kPieces * threads), (kOperations + operations - 1) / operations);
-  work->each = std::clamp<int64_t>(work->each, 1, work->count);
-  work->pieces = (work->count + work->each - 1) / work->each;
-  for (int64_t other = 1; other < std::min(threads, work->pieces); other++)
-    pool.Schedule([work] { take_part(*work); });
-  take_part(*work);
-  while (work->done.load(std::memory_order_acquire) < work->pieces) std::this_thread::yield();
+  });
   return ffi::Error::Success();
 }
+
+}  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(packed_product, multiply,
                               ffi::Ffi::Bind()

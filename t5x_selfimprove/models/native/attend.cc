@@ -1,0 +1,255 @@
+// Attention of rows of queries to a segment of keys and values in float32; attention.py says what is computed.
+//
+// Some rows go over all columns together: scores, their largest, exponentials, values. Columns that none of the rows sees
+// are not read. What comes of a row does not depend on the rows beside it, to the bit.
+
+#include <cstring>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "pieces.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+constexpr int kRows = 6;  // that go together
+constexpr float kMasked = -1e30f;  // attention.MASKED
+
+struct Work {
+  const float* query;  // [S, K, R, h]
+  const float* key;  // [B, K, h, T]
+  const float* value;  // [B, K, T, h]
+  const bool* visible;  // [M, Q, T]; M divides S, and Q is 1 or divides R
+  float* mixed;  // [S, K, R, h]
+  float* peak;  // [S, K, R]
+  float* total;  // [S, K, R]
+  int64_t samples, batch, heads, each, size, time, masks, queries;
+
+  int64_t share() const { return samples / batch; }  // samples that read the same keys and values
+  int64_t rows() const { return share() * each; }  // of a context and head
+  int64_t tiles() const { return (rows() + kRows - 1) / kRows; }
+};
+
+// exp(x) for x <= 0, within two units in the last place: 2^n exp(r) with r in +- ln 2 / 2 and exp(r) by the polynomial of
+// Cephes (Moshier 1989, expf.c).
+inline Vector exponential(Vector x) {
+  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
+  const Vector shifted = x * 1.44269504088896341f + kRounder;
+  const Vector n = shifted - kRounder;
+  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const Whole power = ((Whole)shifted - (Whole)(Vector{} + kRounder) + 127) << 23;
+  const Vector result = p * (Vector)power;
+  return x < -87.0f ? Vector{} : result;  // not where x is no number
+}
+
+// Memory of a thread's own, reused from tile to tile.
+struct Scratch {
+  std::vector<float> scores;  // [kRows, time filled up]
+  std::vector<float> query, mixed;  // [kRows, size]
+  std::vector<std::pair<int64_t, int64_t>> seen;  // columns that some row sees
+};
+
+// Scores of columns `from` .. `from` + V * kLanes.
+template <int R, int V>
+__attribute__((noinline)) void scores_of(const float* query, const float* key, int64_t size, int64_t time, float* out,
+                                         int64_t stride) {
+  Vector sums[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) sums[r][v] = Vector{};
+#pragma GCC unroll 2
+  for (int64_t n = 0; n < size; n++) {
+    Vector keys[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) keys[v] = *(const Vector*)(key + n * time + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const float input = query[r * size + n];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) sums[r][v] += input * keys[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) *(Vector*)(out + r * stride + v * kLanes) = sums[r][v];
+}
+
+// Values of V * kLanes numbers of a head, weighed and summed over the columns seen.
+template <int R, int V>
+__attribute__((noinline)) void values_of(const Scratch& scratch, const float* value, int64_t size, int64_t stride,
+                                         float* out) {
+  Vector sums[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) sums[r][v] = Vector{};
+  const float* weights = scratch.scores.data();
+  for (const auto& [begin, end] : scratch.seen) {
+#pragma GCC unroll 2
+    for (int64_t t = begin; t < end; t++) {
+      Vector values[V];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) values[v] = *(const Vector*)(value + t * size + v * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const float weight = weights[r * stride + t];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) sums[r][v] += weight * values[v];
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) *(Vector*)(out + r * size + v * kLanes) = sums[r][v];
+}
+
+bool any(const bool* begin, const bool* end) { return std::memchr(begin, 1, end - begin) != nullptr; }
+
+// Rows `row` .. `row` + R of a context and head.
+template <int R>
+void tile(const Work& work, int64_t context, int64_t head, int64_t row, Scratch& scratch) {
+  constexpr int V = R <= 2 ? 4 : 2;
+  const int64_t size = work.size, time = work.time;
+  const int64_t stride = (time + kLanes - 1) / kLanes * kLanes;
+  const float* key = work.key + (context * work.heads + head) * size * time;
+  const float* value = work.value + (context * work.heads + head) * time * size;
+  scratch.scores.resize(std::max<size_t>(scratch.scores.size(), R * stride));
+  scratch.query.resize(std::max<size_t>(scratch.query.size(), R * size));
+  scratch.mixed.resize(std::max<size_t>(scratch.mixed.size(), R * size));
+  scratch.seen.clear();
+  float* scores = scratch.scores.data();
+  int64_t place[R];  // of the row among all [S, K, R]
+  const bool* visible[R];
+  for (int r = 0; r < R; r++) {
+    const int64_t sample = context * work.share() + (row + r) / work.each, query = (row + r) % work.each;
+    place[r] = (sample * work.heads + head) * work.each + query;
+    visible[r] = work.visible + (sample / (work.samples / work.masks) * work.queries + query % work.queries) * time;
+    std::memcpy(scratch.query.data() + r * size, work.query + place[r] * size, size * sizeof(float));
+  }
+  for (int64_t from = 0; from < time;) {
+    const int64_t width = from + V * kLanes <= time ? V * kLanes : from + kLanes <= time ? kLanes : time - from;
+    bool some = false;
+    for (int r = 0; r < R && !some; r++)
+      some = (r == 0 || visible[r] != visible[r - 1]) && any(visible[r] + from, visible[r] + from + width);
+    if (some) {
+      if (!scratch.seen.empty() && scratch.seen.back().second == from)
+        scratch.seen.back().second = from + width;
+      else
+        scratch.seen.push_back({from, from + width});
+      const float* query = scratch.query.data();
+      if (width == V * kLanes)
+        scores_of<R, V>(query, key + from, size, time, scores + from, stride);
+      else if (width == kLanes)
+        scores_of<R, 1>(query, key + from, size, time, scores + from, stride);
+      else
+        for (int r = 0; r < R; r++)
+          for (int64_t t = from; t < time; t++) {
+            float sum = 0;
+            for (int64_t n = 0; n < size; n++) sum += query[r * size + n] * key[n * time + t];
+            scores[r * stride + t] = sum;
+          }
+      for (int r = 0; r < R; r++)
+        if (std::memchr(visible[r] + from, 0, width) != nullptr)
+          for (int64_t t = from; t < from + width; t++)
+            if (!visible[r][t]) scores[r * stride + t] = kMasked;
+    }
+    from += width;
+  }
+  for (int r = 0; r < R; r++) {
+    float* mine = scores + r * stride;
+    if (!scratch.seen.empty() && scratch.seen.back().second == time)  // the last vector is filled up
+      for (int64_t t = time; t < stride; t++) mine[t] = kMasked;
+    Vector peaks = Vector{} + kMasked;
+    for (const auto& [begin, end] : scratch.seen)
+      for (int64_t t = begin; t < end; t += kLanes) {
+        const Vector here = *(const Vector*)(mine + t);
+        peaks = here > peaks ? here : peaks;
+      }
+    float peak = peaks[0];
+    for (int lane = 1; lane < kLanes; lane++) peak = std::max(peak, peaks[lane]);
+    Vector totals = Vector{};
+    for (const auto& [begin, end] : scratch.seen)
+      for (int64_t t = begin; t < end; t += kLanes) {
+        const Vector here = *(const Vector*)(mine + t);
+        const Vector weight = here <= kMasked ? Vector{} : exponential(here - peak);
+        *(Vector*)(mine + t) = weight;
+        totals += weight;
+      }
+    float total = totals[0];
+    for (int lane = 1; lane < kLanes; lane++) total += totals[lane];
+    work.peak[place[r]] = peak;
+    work.total[place[r]] = total;
+  }
+  int64_t from = 0;
+  for (; from + V * kLanes <= size; from += V * kLanes)
+    values_of<R, V>(scratch, value + from, size, stride, scratch.mixed.data() + from);
+  for (; from + kLanes <= size; from += kLanes)
+    values_of<R, 1>(scratch, value + from, size, stride, scratch.mixed.data() + from);
+  for (; from < size; from++)
+    for (int r = 0; r < R; r++) {
+      float sum = 0;
+      for (const auto& [begin, end] : scratch.seen)
+        for (int64_t t = begin; t < end; t++) sum += scores[r * stride + t] * value[t * size + from];
+      scratch.mixed[r * size + from] = sum;
+    }
+  for (int r = 0; r < R; r++)
+    std::memcpy(work.mixed + place[r] * size, scratch.mixed.data() + r * size, size * sizeof(float));
+}
+
+template <int R>
+void rest(const Work& work, int64_t context, int64_t head, int64_t row, int64_t rows, Scratch& scratch) {
+  if constexpr (R > 0) {
+    if (rows >= R) return tile<R>(work, context, head, row, scratch);
+    rest<R - 1>(work, context, head, row, rows, scratch);
+  }
+}
+
+ffi::Error attend(ffi::ThreadPool pool, ffi::BufferR4<ffi::F32> query, ffi::BufferR4<ffi::F32> key,
+                  ffi::BufferR4<ffi::F32> value, ffi::BufferR3<ffi::PRED> visible, ffi::ResultBufferR4<ffi::F32> mixed,
+                  ffi::ResultBufferR3<ffi::F32> peak, ffi::ResultBufferR3<ffi::F32> total) {
+  Work work;
+  work.query = query.typed_data(), work.key = key.typed_data(), work.value = value.typed_data();
+  work.visible = visible.typed_data(), work.mixed = mixed->typed_data(), work.peak = peak->typed_data();
+  work.total = total->typed_data();
+  const auto rows = query.dimensions(), keys = key.dimensions(), values = value.dimensions();
+  const auto masks = visible.dimensions();
+  work.samples = rows[0], work.heads = rows[1], work.each = rows[2], work.size = rows[3];
+  work.batch = keys[0], work.time = keys[3], work.masks = masks[0], work.queries = masks[1];
+  if (keys[1] != work.heads || keys[2] != work.size || values[0] != work.batch || values[1] != work.heads ||
+      values[2] != work.time || values[3] != work.size || masks[2] != work.time || !work.batch || !work.masks ||
+      !work.queries || work.samples % work.batch || work.samples % work.masks || work.each % work.queries)
+    return ffi::Error::InvalidArgument("attention: shapes that do not belong together");
+  const int64_t tiles = work.tiles(), operations = 4 * kRows * work.time * work.size;
+  in_pieces(pool, work.batch * work.heads * tiles, operations, [work, tiles](int64_t begin, int64_t end) {
+    thread_local Scratch scratch;
+    for (int64_t number = begin; number < end; number++) {
+      const int64_t row = number % tiles * kRows, head = number / tiles % work.heads;
+      rest<kRows>(work, number / tiles / work.heads, head, row, work.rows() - row, scratch);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_segment, attend,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::BufferR4<ffi::F32>>()
+                                  .Arg<ffi::BufferR4<ffi::F32>>()
+                                  .Arg<ffi::BufferR4<ffi::F32>>()
+                                  .Arg<ffi::BufferR3<ffi::PRED>>()
+                                  .Ret<ffi::BufferR4<ffi::F32>>()
+                                  .Ret<ffi::BufferR3<ffi::F32>>()
+                                  .Ret<ffi::BufferR3<ffi::F32>>());

@@ -1,0 +1,54 @@
+// What the kernels share: vectors as wide as this CPU has them, and work in pieces on XLA's threads.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+
+#include "xla/ffi/api/ffi.h"
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4)));
+typedef int32_t Whole __attribute__((vector_size(4 * kLanes), aligned(4)));
+
+constexpr int64_t kOperations = 1 << 20;  // of a piece of work at least: waking a thread takes as long as so many
+constexpr int64_t kPieces = 8;  // for each thread: one that is late leaves its pieces to the others
+
+// work(begin, end) over parts of 0 .. count, each of `operations`, on all threads; back when all is done.
+template <typename Function>
+void in_pieces(xla::ffi::ThreadPool pool, int64_t count, int64_t operations, Function work) {
+  struct State {
+    Function work;
+    int64_t count, each, pieces;
+    std::atomic<int64_t> taken{0}, done{0};
+
+    State(Function work, int64_t count, int64_t each)
+        : work(work), count(count), each(each), pieces((count + each - 1) / each) {}
+
+    void take_part() {
+      for (int64_t piece; (piece = taken.fetch_add(1)) < pieces;) {
+        work(piece * each, std::min(count, (piece + 1) * each));
+        done.fetch_add(1, std::memory_order_release);
+      }
+    }
+  };
+  if (count == 0) return;
+  const int64_t threads = std::max<int64_t>(1, pool.num_threads()), one = std::max<int64_t>(1, operations);
+  const int64_t each = std::max(count / (kPieces * threads), (kOperations + one - 1) / one);
+  // Shared: a thread may come when all is done, to see that there is nothing left to take.
+  auto state = std::make_shared<State>(work, count, std::clamp<int64_t>(each, 1, count));
+  for (int64_t other = 1; other < std::min(threads, state->pieces); other++)
+    pool.Schedule([state] { state->take_part(); });
+  state->take_part();
+  while (state->done.load(std::memory_order_acquire) < state->pieces) std::this_thread::yield();
+}
