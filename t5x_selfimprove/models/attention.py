@@ -174,9 +174,9 @@ def attend_segment(
       bias: added to the scores.
     """
     rows, kv_heads, groups, time, size = query.shape
-    batch, room = segment.rows, segment.key.shape[-1]
+    batch, room = segment.rows, segment.room
     share = rows // batch
-    if bias is None and not isinstance(segment.key, cache.Rounded) and has_kernel(query.dtype, softcap):
+    if len(segment.key.shape) == 5:
         return _by_kernel(query, segment, allowed)
     together = jnp.moveaxis(query.reshape(batch, share, kv_heads, groups * time, size), 1, 2)
     together = together.reshape(batch, kv_heads, -1, size)
@@ -206,9 +206,10 @@ def attend_segment(
     return by_row(mixed), by_row(peak), by_row(total)
 
 
-def has_kernel(dtype: Any, softcap: float) -> bool:
-    """Whether attention to segments is by a kernel of our own, where there is no bias and no int8."""
-    return not softcap and not native.trouble(jnp.dtype(dtype).name)
+def panel(dtype: Any, softcap: float) -> int:
+    """Columns of the panels that the keys of segments are in where attention to them is by a kernel of our own: without
+    a softcap or bias, and of numbers as computed. 0: it is not."""
+    return 0 if softcap or native.trouble(jnp.dtype(dtype).name) else native.library().width
 
 
 def _by_kernel(
@@ -216,7 +217,7 @@ def _by_kernel(
 ) -> Part:
     """`attend_segment` by the kernel in native/attend.cc, which reads no columns that none of some neighbours sees."""
     rows, kv_heads, groups, time, size = query.shape
-    batch, room = segment.rows, segment.key.shape[-1]
+    batch, room = segment.rows, segment.room
     visible = jnp.ones((1, 1, room), bool) if allowed is None else allowed
     if segment.length is not None:
         valid = jnp.broadcast_to(jnp.arange(room) < segment.length[..., None], (batch, room))[:, None]

@@ -65,10 +65,10 @@ class Segment:
     """Keys and values of one stretch of context: of all layers, or of one where the leading L is absent.
 
     Keys are stored with time last: the product with the queries then reads them in order (on a CPU this is 14 times
-    faster than time first).
+    faster than time first). For a kernel of our own they are in panels of W columns.
     """
 
-    key: Float[Array, '*L B K h T']
+    key: Float[Array, '*L B K h T'] | Float[Array, '*L B K P h W']
     value: Float[Array, '*L B K T h']
     length: Int32[Array, '*B'] | None = None  # entries that are valid, the rest is masked; None: all are
 
@@ -76,6 +76,11 @@ class Segment:
     def rows(self) -> int:
         """B, the number of contexts; queries are spread evenly over them."""
         return self.value.shape[-4]
+
+    @property
+    def room(self) -> int:
+        """T, the number of entries, valid or not."""
+        return self.value.shape[-2]
 
 
 @record
@@ -91,10 +96,11 @@ class Own:
 
     Either all layers are stacked, or each has its columns in blocks of W, so that those never written need not be read.
     A block is an array of its own: out of one array for all of them, XLA would copy it before every product.
-    In place of each array there is a `Rounded` where the ring is of int8.
+    In place of each array there is a `Rounded` where the ring is of int8. What a kernel of our own reads is one block,
+    its keys in panels.
     """
 
-    key: Any  # Float[Array, 'L S K h W'], or for each layer a tuple of blocks, Float[Array, 'S K h W']
+    key: Any  # Float[Array, 'L S K h W'], or for each layer a tuple of blocks, Float[Array, 'S K h W'] or 'S K P h w'
     value: Any  # Float[Array, 'L S K W h'], or for each layer a tuple of blocks, Float[Array, 'S K W h']
     length: Int32[Array, 'S']  # tokens read by each sample; -1: the next one read is not its own and is not kept
     step: Int32[Array, '']  # steps made
@@ -108,6 +114,12 @@ class Own:
     def room(self) -> int:
         """U, the number of columns."""
         return self.width * (len(self.value[0]) if isinstance(self.value, tuple) else 1)
+
+    @property
+    def panel(self) -> int:
+        """Columns of a panel of keys; 0: they are in none."""
+        first = jax.tree.leaves(self.key)[0]
+        return first.shape[-1] if isinstance(self.key, tuple) and first.ndim == 5 else 0
 
     @property
     def blocks(self) -> Int32[Array, '']:
@@ -137,8 +149,10 @@ class Own:
           The keys and values of all layers, and those of this one, in a tuple of blocks.
         """
         block, column = jnp.divmod(self.step % self.room, self.width)
-        entries = (jnp.moveaxis(key, 1, 3), jnp.moveaxis(value, 1, 2))
-        places = ((0, 0, 0, column), (0, 0, column, 0))
+        entries, places = [jnp.moveaxis(key, 1, 3), jnp.moveaxis(value, 1, 2)], [(0, 0, 0, column), (0, 0, column, 0)]
+        if self.panel:
+            panel, within = jnp.divmod(column, self.panel)
+            entries[0], places[0] = entries[0][:, :, None], (0, 0, panel, 0, within)
         written = [_write(*each, layer, block) for each in zip(arrays, entries, places, strict=True)]
         everywhere, here = zip(*written, strict=True)
         return everywhere, here
@@ -153,9 +167,8 @@ class Own:
 
     def map(self, change: Callable[[jax.Array], jax.Array]) -> 'Own':
         """The ring in which arrays are changed along the axis of the samples, which `change` sees first."""
-        arrays = jax.tree.map(
-            lambda array: change(array) if array.ndim == 4 else jax.vmap(change)(array), (self.key, self.value)
-        )
+        everywhere = change if isinstance(self.key, tuple) else jax.vmap(change)
+        arrays = jax.tree.map(everywhere, (self.key, self.value))
         return Own(*arrays, change(self.length), self.step)
 
 
@@ -168,11 +181,11 @@ def new_own(
     dtype: Any,
     stacked: bool,
     kind: str = KINDS[0],
-    in_blocks: bool = True,
+    panel: int = 0,
 ) -> Own:
-    """An empty ring for samples of `room` tokens, of `KINDS`; in blocks where layers are by themselves and what reads
-    it does not pass by the columns that nobody sees."""
-    width = room if stacked or not in_blocks else min(room, max(BLOCK, -(-room // BLOCKS)))
+    """An empty ring for samples of `room` tokens, of `KINDS`; in blocks where layers are by themselves, but in panels of
+    so many columns where a kernel reads it, which passes by those that nobody sees."""
+    width = room if stacked or panel else min(room, max(BLOCK, -(-room // BLOCKS)))
     blocks = -(-room // width)
     key, value = (rows, heads, size, width), (rows, heads, width, size)
 
@@ -181,6 +194,8 @@ def new_own(
             return Rounded(jnp.zeros(shape, jnp.int8), jnp.zeros((*shape[:-2], 1, width), jnp.float32))
         return jnp.zeros(shape, dtype)
 
+    if panel:
+        key = (rows, heads, -(-room // panel), size, panel)
     make = lambda shape: empty((layers, *shape)) if stacked else ((empty(shape),) * blocks,) * layers  # noqa: E731
     return Own(make(key), make(value), jnp.zeros(rows, jnp.int32), jnp.zeros((), jnp.int32))
 
@@ -305,11 +320,19 @@ def _in_layers(context: Context, count: int) -> Context:
     return tuple(dataclasses.replace(each, length=jax.tree.map(repeated, each.length)) for each in context)
 
 
-def segment_of(kept: Any, length: Int32[Array, 'B'] | None) -> Any:
-    """A stretch of context from the keys and values that `over_layers` leaves."""
+def segment_of(kept: Any, length: Int32[Array, 'B'] | None, panel: int = 0) -> Any:
+    """A stretch of context from the keys and values that `over_layers` leaves; in panels of so many columns."""
     if isinstance(kept, tuple) and isinstance(kept[0], tuple):
-        return tuple(_at_its_paths(Segment(key, value, length)) for key, value in kept)
-    return _at_its_paths(Segment(*kept, length))
+        return tuple(segment_of(each, length, panel) for each in kept)
+    key, value = kept
+    return _at_its_paths(Segment(in_panels(key, panel) if panel else key, value, length))
+
+
+def in_panels(key: Float[Array, '*b h T'], width: int) -> Float[Array, '*b P h W']:
+    """Keys of T columns as panels of `width` neighbouring columns each, the last filled up with zeros."""
+    *rows, size, time = key.shape
+    filled = jnp.pad(key, [(0, 0)] * (len(rows) + 1) + [(0, -time % width)])
+    return jnp.moveaxis(filled.reshape(*rows, size, -1, width), -2, -3)
 
 
 def _at_its_paths(segment: Segment) -> Segment:
@@ -317,6 +340,6 @@ def _at_its_paths(segment: Segment) -> Segment:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape['sequence'] == 1 or segment.rows % partitioning.path_parts(mesh):
         return segment
-    stacked = (None,) * (segment.key.ndim - 4)
+    stacked = (None,) * (segment.value.ndim - 4)
     key, value = partitioning.constrain((segment.key, segment.value), *stacked, 'tokens', 'kv_heads')
     return dataclasses.replace(segment, key=key, value=value)

@@ -144,14 +144,16 @@ class Transformer(nnx.Module):
         start = self.embed(tokens)
         x, kept = cache.over_layers(layer, start, self.blocks, context, jnp.array(config.sliding), config.unroll)
         last = x[:, -1] if length is None else jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
-        return self.final_norm(last), (*context, cache.segment_of(kept, length))
+        panel = 0 if self._stacked else attention.panel(config.dtype, config.attention_softcap)
+        return self.final_norm(last), (*context, cache.segment_of(kept, length, panel))
 
     def new_own(self, rows: int, room: int, kind: str = cache.KINDS[0]) -> Own:
         """An empty ring for `rows` samples that read up to `room` tokens, in the compute dtype or in int8."""
-        config, stacked = self.config, not isinstance(self.blocks, nnx.List)
-        size, dtype = config.head_size, config.dtype
-        in_blocks = kind != cache.KINDS[0] or not attention.has_kernel(dtype, config.attention_softcap)
-        return cache.new_own(config.layers, rows, config.kv_heads, room, size, dtype, stacked, kind, in_blocks)
+        config, dtype = self.config, self.config.dtype
+        plain = self._stacked or kind != cache.KINDS[0]
+        panel = 0 if plain else attention.panel(dtype, config.attention_softcap)
+        heads, size = config.kv_heads, config.head_size
+        return cache.new_own(config.layers, rows, heads, room, size, dtype, self._stacked, kind, panel)
 
     def extend(
         self, tokens: Int[Array, 'S'], context: Context, own: Own, seats: Seats | None = None
@@ -171,7 +173,7 @@ class Transformer(nnx.Module):
         places = cache.starts(context, tokens.shape[0], seats)
         position = (places[-1] + own.length)[:, None]
         turns, visible = self._turns(position), own.visible()
-        if isinstance(self.blocks, nnx.List):
+        if not self._stacked:
             # Through a branch they come out as arrays: XLA would compute them anew for every head of every layer.
             turns = jax.lax.cond(own.step >= 0, lambda: turns, lambda: jax.tree.map(jnp.zeros_like, turns))
         near = visible & (own.ages() < self.config.sliding_window)
@@ -209,6 +211,10 @@ class Transformer(nnx.Module):
     def entropies(self, hidden: Float[Array, '*rows D']) -> Float32[Array, '*rows']:
         """Entropy of the next token in nats, never holding [rows, time, vocabulary]."""
         return scoring.entropies(hidden, self.output_embedding, self.config.vocabulary_chunk, self._finish)
+
+    @property
+    def _stacked(self) -> bool:
+        return not isinstance(self.blocks, nnx.List)
 
     @property
     def _finish(self) -> scoring.Finish:
@@ -270,6 +276,6 @@ class Transformer(nnx.Module):
         """Attention to a segment that begins at position `start`, as far back as the layer sees."""
         allowed = None
         if any(self.config.sliding):
-            near = cache.within(position, start, segment.key.shape[-1], self.config.sliding_window)
+            near = cache.within(position, start, segment.room, self.config.sliding_window)
             allowed = self._of_kind(sliding, jnp.ones_like(near), near)
         return attention.attend_shared(query, segment, seats, self.config.attention_softcap, allowed)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from t5x_selfimprove import partitioning
-from t5x_selfimprove.models import attention, decoding, native
+from t5x_selfimprove.models import attention, cache, decoding, native
 from t5x_selfimprove.models.cache import Segment
 from t5x_selfimprove.models.transformer import Transformer
 from tests.models.tiny import model
@@ -85,7 +85,9 @@ def case(shape: tuple[int, ...]) -> tuple[jax.Array, Segment, jax.Array]:
 
 
 def attend(query: jax.Array, segment: Segment, allowed: jax.Array) -> attention.Part:
-    return jax.jit(lambda *of: attention.attend_segment(*of[:2], allowed=of[2]))(query, segment, allowed)
+    key = cache.in_panels(segment.key, attention.panel('float32', 0.0))
+    in_panels = Segment(key, segment.value, segment.length)
+    return jax.jit(lambda *of: attention.attend_segment(*of[:2], allowed=of[2]))(query, in_panels, allowed)
 
 
 def plain(query: jax.Array, segment: Segment, allowed: jax.Array) -> np.ndarray:
@@ -109,12 +111,10 @@ def test_attention_to_a_segment(shape):
 
 
 @pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
-def test_attention_is_xlas(shape, monkeypatch):
+def test_attention_is_xlas(shape):
     query, segment, allowed = case(shape)
-    by_kernel = attend(query, segment, allowed)
-    monkeypatch.setattr(attention, 'has_kernel', lambda *_: False)
-    by_xla = attend(query, segment, allowed)
-    for mine, other in zip(by_kernel, by_xla, strict=True):
+    by_xla = jax.jit(lambda *of: attention.attend_segment(*of[:2], allowed=of[2]))(query, segment, allowed)
+    for mine, other in zip(attend(query, segment, allowed), by_xla, strict=True):
         np.testing.assert_allclose(mine, other, rtol=2e-5, atol=2e-6)
 
 
@@ -164,9 +164,11 @@ def test_attention_on_a_mesh_is_that_of_one_device_to_the_bit(shape, samples, ba
 
 def test_shapes_that_do_not_belong_together_are_refused():
     found = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 2, 3, 8), (4, 2, 3), (4, 2, 3))]
-    fitting = [jnp.zeros((4, 2, 3, 8)), jnp.zeros((2, 2, 8, 5)), jnp.zeros((2, 2, 5, 8)), jnp.zeros((4, 1, 5), bool)]
+    panel = (8, native.library().width)
+    shapes = [(4, 2, 3, 8), (2, 2, 1, *panel), (2, 2, 5, 8), (4, 1, 5)]
+    fitting = [jnp.zeros(shape, dtype) for shape, dtype in zip(shapes, ['float32'] * 3 + ['bool'], strict=True)]
     native.call('attend_segment', found, *fitting)
-    for number, other in ((1, (3, 2, 8, 5)), (2, (2, 2, 4, 8)), (3, (4, 1, 6)), (3, (4, 2, 5))):
+    for number, other in ((1, (3, 2, 1, *panel)), (1, (2, 2, 2, *panel)), (2, (2, 2, 4, 8)), (3, (4, 1, 6)), (3, (4, 2, 5))):
         arrays = list(fitting)
         arrays[number] = jnp.zeros(other, arrays[number].dtype)
         with pytest.raises(Exception, match='do not belong together'):

@@ -31,7 +31,7 @@ COMPILERS = ('c++', 'g++', 'clang++')
 class Library:
     """The kernels that were compiled and loaded, or what was in the way."""
 
-    width: int = 0  # outputs of a panel (packed.py)
+    width: int = 0  # columns of a panel, of weights and of keys
     trouble: str = ''
 
 
@@ -104,5 +104,7 @@ def describe(dtype: str) -> str:
 
 
 def call(name: str, results: Any, *arrays: jax.Array) -> Any:
-    """Calls a kernel; `results` are the shapes and dtypes of what it returns."""
+    """Calls a kernel; `results` are the shapes and dtypes of what it returns. Raises RuntimeError where there is none."""
+    if library().trouble:
+        raise RuntimeError(f'no kernel {name}: {library().trouble}')
     return jax.ffi.ffi_call(PREFIX + name, results, vmap_method='sequential')(*arrays)

@@ -19,7 +19,7 @@ constexpr float kMasked = -1e30f;  // attention.MASKED
 
 struct Work {
   const float* query;  // [S, K, R, h]
-  const float* key;  // [B, K, h, T]
+  const float* key;  // [B, K, panels, h, kWidth], T columns
   const float* value;  // [B, K, T, h]
   const bool* visible;  // [M, Q, T]; M divides S, and Q is 1 or divides R
   float* mixed;  // [S, K, R, h]
@@ -57,31 +57,31 @@ struct Scratch {
   std::vector<std::pair<int64_t, int64_t>> seen;  // columns that some row sees
 };
 
-// Scores of columns `from` .. `from` + V * kLanes.
-template <int R, int V>
-__attribute__((noinline)) void scores_of(const float* query, const float* key, int64_t size, int64_t time, float* out,
+// Scores of the columns of a panel.
+template <int R>
+__attribute__((noinline)) void scores_of(const float* query, const float* panel, int64_t size, float* out,
                                          int64_t stride) {
-  Vector sums[R][V];
+  Vector sums[R][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) sums[r][v] = Vector{};
-#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; v++) sums[r][v] = Vector{};
+#pragma GCC unroll 4
   for (int64_t n = 0; n < size; n++) {
-    Vector keys[V];
+    Vector keys[kVectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) keys[v] = *(const Vector*)(key + n * time + v * kLanes);
+    for (int v = 0; v < kVectors; v++) keys[v] = *(const Vector*)(panel + n * kWidth + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const float input = query[r * size + n];
 #pragma GCC unroll 8
-      for (int v = 0; v < V; v++) sums[r][v] += input * keys[v];
+      for (int v = 0; v < kVectors; v++) sums[r][v] += input * keys[v];
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) *(Vector*)(out + r * stride + v * kLanes) = sums[r][v];
+    for (int v = 0; v < kVectors; v++) *(Vector*)(out + r * stride + v * kLanes) = sums[r][v];
 }
 
 // Values of V * kLanes numbers of a head, weighed and summed over the columns seen.
@@ -119,10 +119,10 @@ bool any(const bool* begin, const bool* end) { return std::memchr(begin, 1, end 
 // Rows `row` .. `row` + R of a context and head.
 template <int R>
 void tile(const Work& work, int64_t context, int64_t head, int64_t row, Scratch& scratch) {
-  constexpr int V = R <= 2 ? 4 : 2;
+  constexpr int V = R <= 2 ? 2 * kVectors : kVectors;  // sums enough to hide what one takes
   const int64_t size = work.size, time = work.time;
-  const int64_t stride = (time + kLanes - 1) / kLanes * kLanes;
-  const float* key = work.key + (context * work.heads + head) * size * time;
+  const int64_t stride = (time + kWidth - 1) / kWidth * kWidth;
+  const float* key = work.key + (context * work.heads + head) * size * stride;
   const float* value = work.value + (context * work.heads + head) * time * size;
   scratch.scores.resize(std::max<size_t>(scratch.scores.size(), R * stride));
   scratch.query.resize(std::max<size_t>(scratch.query.size(), R * size));
@@ -137,39 +137,26 @@ void tile(const Work& work, int64_t context, int64_t head, int64_t row, Scratch&
     visible[r] = work.visible + (sample / (work.samples / work.masks) * work.queries + query % work.queries) * time;
     std::memcpy(scratch.query.data() + r * size, work.query + place[r] * size, size * sizeof(float));
   }
-  for (int64_t from = 0; from < time;) {
-    const int64_t width = from + V * kLanes <= time ? V * kLanes : from + kLanes <= time ? kLanes : time - from;
+  for (int64_t from = 0; from < time; from += kWidth) {
+    const int64_t width = std::min<int64_t>(kWidth, time - from);
     bool some = false;
     for (int r = 0; r < R && !some; r++)
       some = (r == 0 || visible[r] != visible[r - 1]) && any(visible[r] + from, visible[r] + from + width);
-    if (some) {
-      if (!scratch.seen.empty() && scratch.seen.back().second == from)
-        scratch.seen.back().second = from + width;
-      else
-        scratch.seen.push_back({from, from + width});
-      const float* query = scratch.query.data();
-      if (width == V * kLanes)
-        scores_of<R, V>(query, key + from, size, time, scores + from, stride);
-      else if (width == kLanes)
-        scores_of<R, 1>(query, key + from, size, time, scores + from, stride);
-      else
-        for (int r = 0; r < R; r++)
-          for (int64_t t = from; t < time; t++) {
-            float sum = 0;
-            for (int64_t n = 0; n < size; n++) sum += query[r * size + n] * key[n * time + t];
-            scores[r * stride + t] = sum;
-          }
-      for (int r = 0; r < R; r++)
-        if (std::memchr(visible[r] + from, 0, width) != nullptr)
-          for (int64_t t = from; t < from + width; t++)
-            if (!visible[r][t]) scores[r * stride + t] = kMasked;
+    if (!some) continue;
+    if (!scratch.seen.empty() && scratch.seen.back().second == from)
+      scratch.seen.back().second = from + width;
+    else
+      scratch.seen.push_back({from, from + width});
+    scores_of<R>(scratch.query.data(), key + from * size, size, scores + from, stride);
+    for (int r = 0; r < R; r++) {
+      if (std::memchr(visible[r] + from, 0, width) != nullptr)
+        for (int64_t t = from; t < from + width; t++)
+          if (!visible[r][t]) scores[r * stride + t] = kMasked;
+      for (int64_t t = from + width; t < from + kWidth; t++) scores[r * stride + t] = kMasked;  // what fills it up
     }
-    from += width;
   }
   for (int r = 0; r < R; r++) {
     float* mine = scores + r * stride;
-    if (!scratch.seen.empty() && scratch.seen.back().second == time)  // the last vector is filled up
-      for (int64_t t = time; t < stride; t++) mine[t] = kMasked;
     Vector peaks = Vector{} + kMasked;
     for (const auto& [begin, end] : scratch.seen)
       for (int64_t t = begin; t < end; t += kLanes) {
@@ -215,7 +202,9 @@ void rest(const Work& work, int64_t context, int64_t head, int64_t row, int64_t 
   }
 }
 
-ffi::Error attend(ffi::ThreadPool pool, ffi::BufferR4<ffi::F32> query, ffi::BufferR4<ffi::F32> key,
+using Keys = ffi::Buffer<ffi::F32, 5>;
+
+ffi::Error attend(ffi::ThreadPool pool, ffi::BufferR4<ffi::F32> query, Keys key,
                   ffi::BufferR4<ffi::F32> value, ffi::BufferR3<ffi::PRED> visible, ffi::ResultBufferR4<ffi::F32> mixed,
                   ffi::ResultBufferR3<ffi::F32> peak, ffi::ResultBufferR3<ffi::F32> total) {
   Work work;
@@ -225,9 +214,10 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::BufferR4<ffi::F32> query, ffi::Buff
   const auto rows = query.dimensions(), keys = key.dimensions(), values = value.dimensions();
   const auto masks = visible.dimensions();
   work.samples = rows[0], work.heads = rows[1], work.each = rows[2], work.size = rows[3];
-  work.batch = keys[0], work.time = keys[3], work.masks = masks[0], work.queries = masks[1];
-  if (keys[1] != work.heads || keys[2] != work.size || values[0] != work.batch || values[1] != work.heads ||
-      values[2] != work.time || values[3] != work.size || masks[2] != work.time || !work.batch || !work.masks ||
+  work.batch = values[0], work.time = values[2], work.masks = masks[0], work.queries = masks[1];
+  const int64_t panels = (work.time + kWidth - 1) / kWidth;
+  if (keys[0] != work.batch || keys[1] != work.heads || keys[2] != panels || keys[3] != work.size ||
+      keys[4] != kWidth || values[1] != work.heads || values[3] != work.size || masks[2] != work.time || !work.batch || !work.masks ||
       !work.queries || work.samples % work.batch || work.samples % work.masks || work.each % work.queries)
     return ffi::Error::InvalidArgument("attention: shapes that do not belong together");
   const int64_t tiles = work.tiles(), operations = 4 * kRows * work.time * work.size;
@@ -247,7 +237,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_segment, attend,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::BufferR4<ffi::F32>>()
-                                  .Arg<ffi::BufferR4<ffi::F32>>()
+                                  .Arg<Keys>()
                                   .Arg<ffi::BufferR4<ffi::F32>>()
                                   .Arg<ffi::BufferR3<ffi::PRED>>()
                                   .Ret<ffi::BufferR4<ffi::F32>>()

@@ -21,8 +21,6 @@ constexpr int kRows = 8;
 #else
 constexpr int kRows = 4;
 #endif
-constexpr int kVectors = 2;
-constexpr int kWidth = kLanes * kVectors;  // columns of a panel
 constexpr int64_t kBlock = 16 * kRows;  // rows that meet one panel after the other while they are in the cache
 
 struct Work {

@@ -21,6 +21,9 @@ constexpr int kLanes = 4;
 typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4)));
 typedef int32_t Whole __attribute__((vector_size(4 * kLanes), aligned(4)));
 
+constexpr int kVectors = 2;
+constexpr int kWidth = kLanes * kVectors;  // columns of a panel, of weights and of keys
+
 constexpr int64_t kOperations = 1 << 20;  // of a piece of work at least: waking a thread takes as long as so many
 constexpr int64_t kPieces = 8;  // for each thread: one that is late leaves its pieces to the others
 
