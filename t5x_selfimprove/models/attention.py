@@ -212,9 +212,7 @@ def panel(dtype: Any, softcap: float) -> int:
     return 0 if softcap or native.trouble(jnp.dtype(dtype).name) else native.library().width
 
 
-def _by_kernel(
-    query: Float32[Array, 'S K G T h'], segment: Segment, allowed: Bool[Array, 'S T U'] | None
-) -> Part:
+def _by_kernel(query: Float32[Array, 'S K G T h'], segment: Segment, allowed: Bool[Array, 'S T U'] | None) -> Part:
     """`attend_segment` by the kernel in native/attend.cc, which reads no columns that none of some neighbours sees."""
     rows, kv_heads, groups, time, size = query.shape
     batch, room = segment.rows, segment.room

@@ -183,8 +183,8 @@ def new_own(
     kind: str = KINDS[0],
     panel: int = 0,
 ) -> Own:
-    """An empty ring for samples of `room` tokens, of `KINDS`; in blocks where layers are by themselves, but in panels of
-    so many columns where a kernel reads it, which passes by those that nobody sees."""
+    """An empty ring for samples of `room` tokens, of `KINDS`; in blocks where layers are by themselves, but its keys in
+    panels of so many columns where a kernel reads it, which passes by those that nobody sees."""
     width = room if stacked or panel else min(room, max(BLOCK, -(-room // BLOCKS)))
     blocks = -(-room // width)
     key, value = (rows, heads, size, width), (rows, heads, width, size)

@@ -16,7 +16,7 @@ from t5x_selfimprove.records import Prompts, Samples
 from t5x_selfimprove.sampling import slots, stops
 from t5x_selfimprove.sampling.adaptive import Adaptive
 from t5x_selfimprove.sampling.slots import Loop, Plan, Slots
-from t5x_selfimprove.sampling.transforms import Drawn, Transform, draw, likeliest
+from t5x_selfimprove.sampling.transforms import Drawn, Transform, draw, likeliest, log_sum_exp
 from t5x_selfimprove.vocabulary import Vocabulary
 
 # Shares of the slots that the last paths move to, by how many times they move.
@@ -206,7 +206,7 @@ class Sampler:
             proposal = at(able, token) - total
             if able is logits:
                 return token, proposal, proposal
-        return token, at(logits, token) - jax.nn.logsumexp(logits, axis=-1), proposal
+        return token, at(logits, token) - log_sum_exp(logits), proposal
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int, Int32
 
+from t5x_selfimprove import partitioning
+from t5x_selfimprove.models import native
 from t5x_selfimprove.records import record
 
 BLOCK = 256  # tokens that are looked at together
@@ -175,11 +177,20 @@ def draw(logits: Float32[Array, 'S V'], uniform: Float32[Array, 'S']) -> tuple[I
     """Draws one token a row by inverting the cumulative distribution at one uniform number in [0, 1).
 
     One random number a token, where the Gumbel trick takes one for each entry of the vocabulary; and running sums of
-    blocks, then within the block that was found, instead of one over the vocabulary.
+    blocks, then within the block that was found, instead of one over the vocabulary. On a CPU by a kernel of our own.
 
     Returns:
       The token, and the logarithm of the sum of the exponentials of its row.
     """
+    if not native.trouble('float32'):
+
+        def drawn(logits: jax.Array, uniform: jax.Array) -> list[jax.Array]:
+            shape = logits.shape[:1]
+            found = [jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.float32)]
+            return native.call('draw_tokens', found, logits, uniform)
+
+        token, total = partitioning.by_rows(drawn, (logits, uniform))
+        return token, total
     peak = logits.max(axis=-1)
     weight = jnp.exp(logits - peak[:, None])
     blocks = _blocks(weight, 0.0)
@@ -192,6 +203,14 @@ def draw(logits: Float32[Array, 'S V'], uniform: Float32[Array, 'S']) -> tuple[I
     inside = _at(blocks, chosen)
     token = chosen * blocks.shape[-1] + _first(before[:, None] + jnp.cumsum(inside, axis=-1) > aim[:, None], inside > 0)
     return token, peak + jnp.log(total)
+
+
+def log_sum_exp(logits: Float32[Array, 'S V']) -> Float32[Array, 'S']:
+    """The logarithm of the sum of the exponentials of each row. On a CPU by a kernel of our own."""
+    if native.trouble('float32'):
+        return jax.nn.logsumexp(logits, axis=-1)
+    of = lambda logits: native.call('log_sum_exp', jax.ShapeDtypeStruct(logits.shape[:1], jnp.float32), logits)  # noqa: E731
+    return partitioning.by_rows(of, (logits,))
 
 
 def likeliest(logits: Float32[Array, 'S V']) -> Int32[Array, 'S']:

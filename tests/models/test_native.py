@@ -168,7 +168,13 @@ def test_shapes_that_do_not_belong_together_are_refused():
     shapes = [(4, 2, 3, 8), (2, 2, 1, *panel), (2, 2, 5, 8), (4, 1, 5)]
     fitting = [jnp.zeros(shape, dtype) for shape, dtype in zip(shapes, ['float32'] * 3 + ['bool'], strict=True)]
     native.call('attend_segment', found, *fitting)
-    for number, other in ((1, (3, 2, 1, *panel)), (1, (2, 2, 2, *panel)), (2, (2, 2, 4, 8)), (3, (4, 1, 6)), (3, (4, 2, 5))):
+    for number, other in (
+        (1, (3, 2, 1, *panel)),
+        (1, (2, 2, 2, *panel)),
+        (2, (2, 2, 4, 8)),
+        (3, (4, 1, 6)),
+        (3, (4, 2, 5)),
+    ):
         arrays = list(fitting)
         arrays[number] = jnp.zeros(other, arrays[number].dtype)
         with pytest.raises(Exception, match='do not belong together'):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5x_selfimprove.models import native
 from t5x_selfimprove.sampling.transforms import (
     Drawn,
     MinP,
@@ -14,6 +15,7 @@ from t5x_selfimprove.sampling.transforms import (
     TopP,
     draw,
     likeliest,
+    log_sum_exp,
     threshold,
 )
 
@@ -130,6 +132,16 @@ def test_the_likeliest_is_the_first_of_the_largest(size):
     np.testing.assert_array_equal(likeliest(jnp.full((2, size), -INF).at[0, -1].set(-3.0))[:1], [size - 1])
 
 
+@pytest.fixture(params=['kernel', 'XLA'])
+def by_either(request, monkeypatch):
+    """The draw by the kernel, where there is a C++ compiler, and by XLA."""
+    if request.param == 'XLA':
+        monkeypatch.setattr(native, 'trouble', lambda _: 'not asked for')
+    elif native.trouble('float32'):
+        pytest.skip(native.trouble('float32'))
+
+
+@pytest.mark.usefixtures('by_either')
 def test_the_draw_inverts_the_cumulative_distribution():
     logits = jnp.log(jnp.array([0.25, 0.0, 0.5, 0.25, 0.0]))
     uniform = jnp.array([0.0, 0.2499, 0.25, 0.5, 0.7499, 0.75, 0.9999999])
@@ -139,10 +151,12 @@ def test_the_draw_inverts_the_cumulative_distribution():
     assert got.dtype == jnp.int32
 
 
+@pytest.mark.usefixtures('by_either')
 def test_the_draw_begins_behind_forbidden_tokens():
     assert draw(jnp.array([[-INF, -INF, 0.0, 0.0]]), jnp.zeros(1))[0].tolist() == [2]
 
 
+@pytest.mark.usefixtures('by_either')
 @pytest.mark.parametrize('size', [300, 5000])
 def test_a_forbidden_token_is_never_drawn(size):
     """At every edge of the cumulative distribution, as near as floats come to it, and at both ends."""
@@ -159,3 +173,27 @@ def test_a_forbidden_token_is_never_drawn(size):
     assert found[-1] == np.flatnonzero(np.isfinite(logits))[-1]
     probability = np.exp(logits) / np.exp(logits).sum()
     assert set(np.flatnonzero(probability > 1e-6)) <= set(found)
+
+
+@pytest.mark.usefixtures('by_either')
+@pytest.mark.parametrize('size', [1, 7, 300, 5000])
+def test_the_sum_of_exponentials(size):
+    logits = 20 * np.random.default_rng(size).normal(size=(9, size)).astype(np.float32)
+    logits[0, 1:] = -INF
+    expected = np.logaddexp.reduce(logits.astype(np.float64), axis=1)
+    np.testing.assert_allclose(log_sum_exp(jnp.array(logits)), expected, rtol=2e-7, atol=1e-6)
+    uniform = jax.random.uniform(jax.random.key(0), (9,))
+    np.testing.assert_allclose(draw(jnp.array(logits), uniform)[1], expected, rtol=2e-7, atol=1e-6)
+
+
+def test_kernel_and_xla_draw_the_same(monkeypatch):
+    if native.trouble('float32'):
+        pytest.skip(native.trouble('float32'))
+    logits = jnp.array(3 * np.random.default_rng(0).normal(size=(2000, 700)), jnp.float32)
+    uniform = jax.random.uniform(jax.random.key(0), (2000,))
+    by_kernel = np.asarray(draw(logits, uniform)[0])
+    monkeypatch.setattr(native, 'trouble', lambda _: 'not asked for')
+    by_xla = np.asarray(draw(logits, uniform)[0])
+    assert (by_kernel == by_xla).mean() > 0.998  # but for draws within rounding of an edge
+    probability = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    assert probability[np.arange(2000), by_kernel].mean() == pytest.approx((probability**2).sum(1).mean(), rel=0.1)

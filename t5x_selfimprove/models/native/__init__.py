@@ -1,4 +1,4 @@
-"""Kernels in C++ for XLA on a CPU, of float32: products with packed weights, and attention to a segment.
+"""Kernels in C++ for XLA on a CPU, of float32: products with packed weights, attention to a segment, and the draw.
 
 They are compiled for the machine's own CPU at their first use, by the C++ compiler that is there.
 """
@@ -20,10 +20,10 @@ import jax
 
 from t5x_selfimprove import partitioning
 
-SOURCES = sorted(pathlib.Path(__file__).parent.glob('*.cc'))
-HEADERS = sorted(pathlib.Path(__file__).parent.glob('*.h'))
+SOURCE = pathlib.Path(__file__).with_name('kernels.cc')
+HEADERS = sorted(SOURCE.parent.glob('*.h'))
 PREFIX = 't5x_selfimprove_'  # of the names that XLA knows the kernels by
-KERNELS = ('packed_product', 'attend_segment')
+KERNELS = ('packed_product', 'attend_segment', 'draw_tokens', 'log_sum_exp')
 COMPILERS = ('c++', 'g++', 'clang++')
 
 
@@ -57,7 +57,7 @@ def _compiled(compiler: str) -> pathlib.Path:
     """The library in the user's cache, or in a temporary folder where that cannot be written."""
     native = '-mcpu=native' if platform.machine() in ('arm64', 'aarch64') else '-march=native'
     flags = ['-std=c++17', '-O3', native, '-ffp-contract=fast', '-fPIC', '-shared', '-w']
-    texts = [file.read_text(encoding='utf-8') for file in (*HEADERS, *SOURCES)]
+    texts = [file.read_text(encoding='utf-8') for file in (*HEADERS, SOURCE)]
     made_of = [compiler, *flags, importlib.metadata.version('jaxlib'), _cpu(), *texts]
     name = f'kernels-{hashlib.sha256(chr(0).join(made_of).encode()).hexdigest()[:16]}.so'
     cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 't5x_selfimprove'
@@ -69,7 +69,7 @@ def _compiled(compiler: str) -> pathlib.Path:
     except OSError:
         cache = folder = pathlib.Path(tempfile.mkdtemp())
     try:
-        command = [compiler, *flags, f'-I{jax.ffi.include_dir()}', *map(str, SOURCES), '-o', str(folder / name)]
+        command = [compiler, *flags, f'-I{jax.ffi.include_dir()}', str(SOURCE), '-o', str(folder / name)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         return (folder / name).replace(cache / name)  # whole, whoever else compiles it at the same time
     finally:
@@ -104,7 +104,11 @@ def describe(dtype: str) -> str:
 
 
 def call(name: str, results: Any, *arrays: jax.Array) -> Any:
-    """Calls a kernel; `results` are the shapes and dtypes of what it returns. Raises RuntimeError where there is none."""
+    """Calls a kernel; `results` are the shapes and dtypes of what it returns.
+
+    Raises:
+      RuntimeError: there are no kernels here.
+    """
     if library().trouble:
         raise RuntimeError(f'no kernel {name}: {library().trouble}')
     return jax.ffi.ffi_call(PREFIX + name, results, vmap_method='sequential')(*arrays)

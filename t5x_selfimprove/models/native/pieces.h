@@ -1,4 +1,4 @@
-// What the kernels share: vectors as wide as this CPU has them, and work in pieces on XLA's threads.
+// What the kernels share: vectors as wide as this CPU has them, their exponentials, and work in pieces on XLA's threads.
 
 #pragma once
 
@@ -9,6 +9,8 @@
 #include <thread>
 
 #include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
@@ -27,9 +29,39 @@ constexpr int kWidth = kLanes * kVectors;  // columns of a panel, of weights and
 constexpr int64_t kOperations = 1 << 20;  // of a piece of work at least: waking a thread takes as long as so many
 constexpr int64_t kPieces = 8;  // for each thread: one that is late leaves its pieces to the others
 
+// exp(x) for x <= 0, within two units in the last place: 2^n exp(r) with r in +- ln 2 / 2 and exp(r) by the polynomial of
+// Cephes (Moshier 1989, expf.c).
+inline Vector exponential(Vector x) {
+  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
+  const Vector shifted = x * 1.44269504088896341f + kRounder;
+  const Vector n = shifted - kRounder;
+  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const Whole power = ((Whole)shifted - (Whole)(Vector{} + kRounder) + 127) << 23;
+  const Vector result = p * (Vector)power;
+  return x < -87.0f ? Vector{} : result;  // not where x is no number
+}
+
+inline float largest(Vector x) {
+  float found = x[0];
+  for (int lane = 1; lane < kLanes; lane++) found = std::max(found, x[lane]);
+  return found;
+}
+
+inline float sum(Vector x) {
+  float found = x[0];
+  for (int lane = 1; lane < kLanes; lane++) found += x[lane];
+  return found;
+}
+
 // work(begin, end) over parts of 0 .. count, each of `operations`, on all threads; back when all is done.
 template <typename Function>
-void in_pieces(xla::ffi::ThreadPool pool, int64_t count, int64_t operations, Function work) {
+void in_pieces(ffi::ThreadPool pool, int64_t count, int64_t operations, Function work) {
   struct State {
     Function work;
     int64_t count, each, pieces;

@@ -3,13 +3,13 @@
 // Every number is the sum over its inputs in their order, with one rounding an input, whatever the rows beside it: what
 // comes of a row is the same to the bit in a batch of any size, on any number of threads.
 
+#pragma once
+
 #include <cstring>
 
 #include "pieces.h"
 
-namespace ffi = xla::ffi;
-
-namespace {
+namespace packed {
 
 // Sums of kRows x kVectors stay in registers while the inputs go by.
 #if defined(__AVX512F__)
@@ -98,9 +98,9 @@ ffi::Error multiply(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x, ffi::Buffer
   return ffi::Error::Success();
 }
 
-}  // namespace
+}  // namespace packed
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(packed_product, multiply,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(packed_product, packed::multiply,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::BufferR2<ffi::F32>>()

@@ -3,6 +3,8 @@
 // Some rows go over all columns together: scores, their largest, exponentials, values. Columns that none of the rows sees
 // are not read. What comes of a row does not depend on the rows beside it, to the bit.
 
+#pragma once
+
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -10,9 +12,7 @@
 
 #include "pieces.h"
 
-namespace ffi = xla::ffi;
-
-namespace {
+namespace attention {
 
 constexpr int kRows = 6;  // that go together
 constexpr float kMasked = -1e30f;  // attention.MASKED
@@ -31,24 +31,6 @@ struct Work {
   int64_t rows() const { return share() * each; }  // of a context and head
   int64_t tiles() const { return (rows() + kRows - 1) / kRows; }
 };
-
-// exp(x) for x <= 0, within two units in the last place: 2^n exp(r) with r in +- ln 2 / 2 and exp(r) by the polynomial of
-// Cephes (Moshier 1989, expf.c).
-inline Vector exponential(Vector x) {
-  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
-  const Vector shifted = x * 1.44269504088896341f + kRounder;
-  const Vector n = shifted - kRounder;
-  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  const Whole power = ((Whole)shifted - (Whole)(Vector{} + kRounder) + 127) << 23;
-  const Vector result = p * (Vector)power;
-  return x < -87.0f ? Vector{} : result;  // not where x is no number
-}
 
 // Memory of a thread's own, reused from tile to tile.
 struct Scratch {
@@ -163,8 +145,7 @@ void tile(const Work& work, int64_t context, int64_t head, int64_t row, Scratch&
         const Vector here = *(const Vector*)(mine + t);
         peaks = here > peaks ? here : peaks;
       }
-    float peak = peaks[0];
-    for (int lane = 1; lane < kLanes; lane++) peak = std::max(peak, peaks[lane]);
+    const float peak = largest(peaks);
     Vector totals = Vector{};
     for (const auto& [begin, end] : scratch.seen)
       for (int64_t t = begin; t < end; t += kLanes) {
@@ -173,10 +154,8 @@ void tile(const Work& work, int64_t context, int64_t head, int64_t row, Scratch&
         *(Vector*)(mine + t) = weight;
         totals += weight;
       }
-    float total = totals[0];
-    for (int lane = 1; lane < kLanes; lane++) total += totals[lane];
     work.peak[place[r]] = peak;
-    work.total[place[r]] = total;
+    work.total[place[r]] = sum(totals);
   }
   int64_t from = 0;
   for (; from + V * kLanes <= size; from += V * kLanes)
@@ -231,13 +210,13 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::BufferR4<ffi::F32> query, Keys key,
   return ffi::Error::Success();
 }
 
-}  // namespace
+}  // namespace attention
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_segment, attend,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_segment, attention::attend,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::BufferR4<ffi::F32>>()
-                                  .Arg<Keys>()
+                                  .Arg<attention::Keys>()
                                   .Arg<ffi::BufferR4<ffi::F32>>()
                                   .Arg<ffi::BufferR3<ffi::PRED>>()
                                   .Ret<ffi::BufferR4<ffi::F32>>()
