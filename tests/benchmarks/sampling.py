@@ -13,9 +13,8 @@ as a Hugging Face directory; every arm is a process that loads it, and they take
 Temperature 0.7. No path ends by itself: our sampler is told to draw no end of text (`min_tokens`), transformers and
 Tunix are given none that is a token, the model has none in llama.cpp. S2: our sampler has a `limit` for each path,
 transformers a stopping criterion, in llama.cpp a path leaves the batch; Tunix has no such thing but the end of text, so
-that all its paths run to 256, of which the lengths wanted are counted. Products with weights are ours
-(models/native); on several cores ours has XLA take YNNPACK for all others, which gain more by a second thread than
-Eigen's. Tokens a second are those of all paths by the time of the whole call, prompts read included, compilation not.
+that all its paths run to 256, of which the lengths wanted are counted. Ours runs as `python -m t5x_selfimprove` does,
+with its own kernels (models/native). Tokens a second are those of all paths by the time of the whole call, prompts read included, compilation not.
 The peers' packages may be in an interpreter of their own: torch==2.13.0 (a build for CPUs) first, then those of the
 extra `peers`. An arm whose package is missing is left out, with the reason. Memory: 16 GB for all arms together, Tunix
 10 of them.
@@ -49,14 +48,14 @@ KEEPING = ':'.join(
 def arm(name: str, python: str, options: list[str], cores: int = 1) -> turns.Arm:
     """The process of an arm. transformers as people call it has malloc as it comes; the others what helps them.
 
-    XLA's decode products in float32 on an AMD EPYC (Zen 4): by YNNPACK 80 GFLOP/s on one core and 155 on two, by Eigen
-    108 and 140.
+    XLA's products are measured by what is faster: on an AMD EPYC (Zen 4) those of decoding reach by YNNPACK 80 GFLOP/s
+    on one core and 155 on two, by Eigen 108 and 140.
     """
     from t5x_selfimprove.main import CPU_FLAG
 
     environment = {'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': KEEPING, 'TOKENIZERS_PARALLELISM': 'false'}
     if name not in PEERS:
-        products = turns.YNNPACK_PRODUCTS if cores > 1 else ''
+        products = turns.YNNPACK_PRODUCTS if name == PRODUCTS and cores > 1 else ''
         environment['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {CPU_FLAG}{products}'.strip()
     if name == 'transformers':
         environment['GLIBC_TUNABLES'] = ''
