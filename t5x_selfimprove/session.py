@@ -199,7 +199,8 @@ class Session:
     def _kernels(self, dtype: str) -> dict[str, str]:
         """What multiplies and attends in sampling, where that is a question."""
         with partitioning.use(self.mesh):
-            return {'kernels of sampling': native.describe(dtype)} if partitioning.platform() == 'cpu' else {}
+            cpu = partitioning.platform() == 'cpu'
+            return {'products and attention of sampling': native.describe(dtype)} if cpu else {}
 
     def resume_point(self, kind: str, vocabulary: Vocabulary) -> int | None:
         """The last step saved in the directory, or None where the run is a new one.

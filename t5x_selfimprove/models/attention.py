@@ -176,7 +176,7 @@ def attend_segment(
     rows, kv_heads, groups, time, size = query.shape
     batch, room = segment.rows, segment.room
     share = rows // batch
-    if len(segment.key.shape) == 5:
+    if len(segment.key.shape) == 5:  # keys in panels: nothing else is asked of them
         return _by_kernel(query, segment, allowed)
     together = jnp.moveaxis(query.reshape(batch, share, kv_heads, groups * time, size), 1, 2)
     together = together.reshape(batch, kv_heads, -1, size)
@@ -213,7 +213,7 @@ def panel(dtype: Any, softcap: float) -> int:
 
 
 def _by_kernel(query: Float32[Array, 'S K G T h'], segment: Segment, allowed: Bool[Array, 'S T U'] | None) -> Part:
-    """`attend_segment` by the kernel in native/attend.cc, which reads no columns that none of some neighbours sees."""
+    """`attend_segment` by the kernel in native/attend.h, which reads no columns that none of some neighbours sees."""
     rows, kv_heads, groups, time, size = query.shape
     batch, room = segment.rows, segment.room
     visible = jnp.ones((1, 1, room), bool) if allowed is None else allowed

@@ -187,15 +187,14 @@ def new_own(
     panels of so many columns where a kernel reads it, which passes by those that nobody sees."""
     width = room if stacked or panel else min(room, max(BLOCK, -(-room // BLOCKS)))
     blocks = -(-room // width)
-    key, value = (rows, heads, size, width), (rows, heads, width, size)
+    key = (rows, heads, -(-room // panel), size, panel) if panel else (rows, heads, size, width)
+    value = (rows, heads, width, size)
 
     def empty(shape: tuple[int, ...]) -> Any:
         if kind == 'int8':
             return Rounded(jnp.zeros(shape, jnp.int8), jnp.zeros((*shape[:-2], 1, width), jnp.float32))
         return jnp.zeros(shape, dtype)
 
-    if panel:
-        key = (rows, heads, -(-room // panel), size, panel)
     make = lambda shape: empty((layers, *shape)) if stacked else ((empty(shape),) * blocks,) * layers  # noqa: E731
     return Own(make(key), make(value), jnp.zeros(rows, jnp.int32), jnp.zeros((), jnp.int32))
 

@@ -14,10 +14,10 @@ Temperature 0.7. No path ends by itself: our sampler is told to draw no end of t
 Tunix are given none that is a token, the model has none in llama.cpp. S2: our sampler has a `limit` for each path,
 transformers a stopping criterion, in llama.cpp a path leaves the batch; Tunix has no such thing but the end of text, so
 that all its paths run to 256, of which the lengths wanted are counted. Ours runs as `python -m t5x_selfimprove` does,
-with its own kernels (models/native). Tokens a second are those of all paths by the time of the whole call, prompts read included, compilation not.
-The peers' packages may be in an interpreter of their own: torch==2.13.0 (a build for CPUs) first, then those of the
-extra `peers`. An arm whose package is missing is left out, with the reason. Memory: 16 GB for all arms together, Tunix
-10 of them.
+with its own kernels (models/native). Tokens a second are those of all paths by the time of the whole call, prompts read
+included, compilation not. The peers' packages may be in an interpreter of their own: torch==2.13.0 (a build for CPUs)
+first, then those of the extra `peers`. An arm whose package is missing is left out, with the reason. Memory: 16 GB for
+all arms together, Tunix 10 of them.
 """
 
 import argparse

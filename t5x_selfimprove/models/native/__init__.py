@@ -100,7 +100,8 @@ def trouble(dtype: str) -> str:
 def describe(dtype: str) -> str:
     """What makes the products and the attention of sampling, and why, in words for a person."""
     why = trouble(dtype)
-    return f"XLA's: {why}" if why else 'our own (models/native), of weights in float32 and without a softcap or bias'
+    ours = 'our own (models/native), but for weights or keys in int8, and attention with a softcap or bias'
+    return f"XLA's: {why}" if why else ours
 
 
 def call(name: str, results: Any, *arrays: jax.Array) -> Any:
