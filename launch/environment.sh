@@ -15,7 +15,7 @@ OLDEST_PYTHON=3.11
 INSTALL_GB=6
 CUDA_GB=8
 OTHER_ENVIRONMENT='Remove it, or name a folder for a new one: T5X_SELFIMPROVE_VENV=/path/to/new/folder'
-# Of TensorFlow, PyTorch and JAX a small part is ever imported; compiling all of it took half of an installation.
+# Of TensorFlow, PyTorch and JAX a small part is ever imported; compiling all of it to bytecode takes over a minute.
 export PIP_NO_COMPILE=1
 STEP=0
 PYTHON=
