@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int, Int8, Int32
 
 from t5x_selfimprove import partitioning
+from t5x_selfimprove.models import packed
 from t5x_selfimprove.models.layers import to_int8
 from t5x_selfimprove.records import record
 
@@ -324,14 +325,7 @@ def segment_of(kept: Any, length: Int32[Array, 'B'] | None, panel: int = 0) -> A
     if isinstance(kept, tuple) and isinstance(kept[0], tuple):
         return tuple(segment_of(each, length, panel) for each in kept)
     key, value = kept
-    return _at_its_paths(Segment(in_panels(key, panel) if panel else key, value, length))
-
-
-def in_panels(key: Float[Array, '*b h T'], width: int) -> Float[Array, '*b P h W']:
-    """Keys of T columns as panels of `width` neighbouring columns each, the last filled up with zeros."""
-    *rows, size, time = key.shape
-    filled = jnp.pad(key, [(0, 0)] * (len(rows) + 1) + [(0, -time % width)])
-    return jnp.moveaxis(filled.reshape(*rows, size, -1, width), -2, -3)
+    return _at_its_paths(Segment(packed.pack(key) if panel else key, value, length))
 
 
 def _at_its_paths(segment: Segment) -> Segment:

@@ -128,7 +128,7 @@ class Packed(nnx.Module):
     def product(self, _: str, x: jax.Array, dtype: Any) -> Float32[Array, '*shape']:
         """`layers.matrix_product` with the weight, whose subscripts its shape tells."""
         multiply = lambda flat: packed.product(flat.astype(dtype), self.panels[...], math.prod(self.outputs))  # noqa: E731
-        return layers.of_rows(multiply, x, self.inputs).reshape(*x.shape[: x.ndim - self.inputs], *self.outputs)
+        return layers.of_rows(multiply, x, self.inputs, self.outputs)
 
 
 def _changed(model: nnx.Module, form: Callable[[jax.Array, int, tuple[str, ...]], Any]) -> nnx.Module:

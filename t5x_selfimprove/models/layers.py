@@ -67,18 +67,21 @@ def matrix_product(subscripts: str, x: jax.Array, weight: jax.Array, dtype: Any)
         raise ValueError(f'{subscripts} is not a product of rows with a matrix')
     size = math.prod(weight.shape[:inputs])
     multiply = lambda flat: product('ri,io->ro', flat, weight.reshape(size, -1), dtype)  # noqa: E731
-    return of_rows(multiply, x, inputs).reshape(*x.shape[: x.ndim - inputs], *weight.shape[inputs:])
+    return of_rows(multiply, x, inputs, weight.shape[inputs:])
 
 
-def of_rows(multiply: Callable[[jax.Array], jax.Array], x: jax.Array, inputs: int) -> Float32[Array, '*rows outputs']:
-    """What `multiply` makes of [rows, inputs] for `x`, the last `inputs` axes of which are the inputs; every device
-    has the same rows in all of it."""
+def of_rows(
+    multiply: Callable[[jax.Array], jax.Array], x: jax.Array, inputs: int, outputs: tuple[int, ...]
+) -> Float32[Array, '*shape']:
+    """What `multiply` makes of [rows, inputs], its columns as axes of these sizes, for `x`, the last `inputs` axes of
+    which are the inputs; every device has the same rows in all of it."""
     lead = x.shape[: x.ndim - inputs]
     wide = x.reshape(*lead, math.prod(x.shape[len(lead) :]))
     if len(lead) == 2:
-        return partitioning.unflattened(multiply(partitioning.flattened(wide)), *lead)
-    matrix = multiply(wide.reshape(math.prod(lead), wide.shape[-1]))
-    return matrix.reshape(*lead, matrix.shape[-1])
+        matrix = partitioning.unflattened(multiply(partitioning.flattened(wide)), *lead)
+    else:
+        matrix = multiply(wide.reshape(math.prod(lead), wide.shape[-1]))
+    return matrix.reshape(*lead, *outputs)
 
 
 def to_int8(

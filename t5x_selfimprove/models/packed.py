@@ -14,7 +14,7 @@ from t5x_selfimprove.models import native
 
 
 def pack(matrix: Float32[Array, '*layers inputs outputs']) -> Float32[Array, '*layers panels inputs width']:
-    """The panels of a matrix; the last is filled up with zeros."""
+    """The panels of a matrix, of weights or of keys; the last is filled up with zeros."""
     *layers, inputs, outputs = matrix.shape
     width = native.library().width
     fill = [(0, 0)] * (len(layers) + 1) + [(0, -outputs % width)]

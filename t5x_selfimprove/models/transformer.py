@@ -144,14 +144,12 @@ class Transformer(nnx.Module):
         start = self.embed(tokens)
         x, kept = cache.over_layers(layer, start, self.blocks, context, jnp.array(config.sliding), config.unroll)
         last = x[:, -1] if length is None else jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
-        panel = 0 if self._stacked else attention.panel(config.dtype, config.attention_softcap)
-        return self.final_norm(last), (*context, cache.segment_of(kept, length, panel))
+        return self.final_norm(last), (*context, cache.segment_of(kept, length, self._panel))
 
     def new_own(self, rows: int, room: int, kind: str = cache.KINDS[0]) -> Own:
         """An empty ring for `rows` samples that read up to `room` tokens, in the compute dtype or in int8."""
         config, dtype = self.config, self.config.dtype
-        plain = self._stacked or kind != cache.KINDS[0]
-        panel = 0 if plain else attention.panel(dtype, config.attention_softcap)
+        panel = self._panel if kind == cache.KINDS[0] else 0
         heads, size = config.kv_heads, config.head_size
         return cache.new_own(config.layers, rows, heads, room, size, dtype, self._stacked, kind, panel)
 
@@ -215,6 +213,10 @@ class Transformer(nnx.Module):
     @property
     def _stacked(self) -> bool:
         return not isinstance(self.blocks, nnx.List)
+
+    @property
+    def _panel(self) -> int:
+        return 0 if self._stacked else attention.panel(self.config.dtype, self.config.attention_softcap)
 
     @property
     def _finish(self) -> scoring.Finish:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from t5x_selfimprove import partitioning
-from t5x_selfimprove.models import attention, cache, decoding, native
+from t5x_selfimprove.models import attention, decoding, native, packed
 from t5x_selfimprove.models.cache import Segment
 from t5x_selfimprove.models.transformer import Transformer
 from tests.models.tiny import model
@@ -85,8 +85,7 @@ def case(shape: tuple[int, ...]) -> tuple[jax.Array, Segment, jax.Array]:
 
 
 def attend(query: jax.Array, segment: Segment, allowed: jax.Array) -> attention.Part:
-    key = cache.in_panels(segment.key, attention.panel('float32', 0.0))
-    in_panels = Segment(key, segment.value, segment.length)
+    in_panels = Segment(packed.pack(segment.key), segment.value, segment.length)
     return jax.jit(lambda *of: attention.attend_segment(*of[:2], allowed=of[2]))(query, in_panels, allowed)
 
 

@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstring>
-#include <limits>
 #include <utility>
 #include <vector>
 
@@ -38,33 +37,6 @@ struct Scratch {
   std::vector<float> query, mixed;  // [kRows, size]
   std::vector<std::pair<int64_t, int64_t>> seen;  // columns that some row sees
 };
-
-// Scores of the columns of a panel.
-template <int R>
-__attribute__((noinline)) void scores_of(const float* query, const float* panel, int64_t size, float* out,
-                                         int64_t stride) {
-  Vector sums[R][kVectors];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; v++) sums[r][v] = Vector{};
-#pragma GCC unroll 4
-  for (int64_t n = 0; n < size; n++) {
-    Vector keys[kVectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; v++) keys[v] = *(const Vector*)(panel + n * kWidth + v * kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      const float input = query[r * size + n];
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; v++) sums[r][v] += input * keys[v];
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; v++) *(Vector*)(out + r * stride + v * kLanes) = sums[r][v];
-}
 
 // Values of V * kLanes numbers of a head, weighed and summed over the columns seen.
 template <int R, int V>
@@ -129,7 +101,7 @@ void tile(const Work& work, int64_t context, int64_t head, int64_t row, Scratch&
       scratch.seen.back().second = from + width;
     else
       scratch.seen.push_back({from, from + width});
-    scores_of<R>(scratch.query.data(), key + from * size, size, scores + from, stride);
+    panel_product<R>(scratch.query.data(), key + from * size, size, scores + from, stride);
     for (int r = 0; r < R; r++) {
       if (std::memchr(visible[r] + from, 0, width) != nullptr)
         for (int64_t t = from; t < from + width; t++)
@@ -173,14 +145,6 @@ void tile(const Work& work, int64_t context, int64_t head, int64_t row, Scratch&
     std::memcpy(work.mixed + place[r] * size, scratch.mixed.data() + r * size, size * sizeof(float));
 }
 
-template <int R>
-void rest(const Work& work, int64_t context, int64_t head, int64_t row, int64_t rows, Scratch& scratch) {
-  if constexpr (R > 0) {
-    if (rows >= R) return tile<R>(work, context, head, row, scratch);
-    rest<R - 1>(work, context, head, row, rows, scratch);
-  }
-}
-
 using Keys = ffi::Buffer<ffi::F32, 5>;
 
 ffi::Error attend(ffi::ThreadPool pool, ffi::BufferR4<ffi::F32> query, Keys key,
@@ -204,7 +168,9 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::BufferR4<ffi::F32> query, Keys key,
     thread_local Scratch scratch;
     for (int64_t number = begin; number < end; number++) {
       const int64_t row = number % tiles * kRows, head = number / tiles % work.heads;
-      rest<kRows>(work, number / tiles / work.heads, head, row, work.rows() - row, scratch);
+      with_rows<kRows>(work.rows() - row, [&](auto rows) {
+        tile<decltype(rows)::value>(work, number / tiles / work.heads, head, row, scratch);
+      });
     }
   });
   return ffi::Error::Success();

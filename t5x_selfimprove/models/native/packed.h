@@ -30,49 +30,16 @@ struct Work {
   int64_t rows, inputs, outputs;
 };
 
-// Not inlined: in a larger function the sums would leave their registers.
 template <int R>
-__attribute__((noinline)) void tile(const Work& work, int64_t row, int64_t number) {
-  const int64_t inputs = work.inputs;
-  const float* x = work.x + row * inputs;
-  const float* panel = work.panels + number * inputs * kWidth;
-  Vector sums[R][kVectors];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) sums[r][v] = Vector{};
-#pragma GCC unroll 4
-  for (int64_t k = 0; k < inputs; k++) {
-    Vector weights[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) weights[v] = *(const Vector*)(panel + k * kWidth + v * kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      const float input = x[r * inputs + k];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; v++) sums[r][v] += input * weights[v];
-    }
-  }
-  float edge[R * kWidth];
-  const int64_t width = std::min<int64_t>(kWidth, work.outputs - number * kWidth);
+void tile(const Work& work, int64_t row, int64_t number) {
+  const float* x = work.x + row * work.inputs;
+  const float* panel = work.panels + number * work.inputs * kWidth;
   float* out = work.out + row * work.outputs + number * kWidth;
-  float* to = width == kWidth ? out : edge;
-  const int64_t stride = width == kWidth ? work.outputs : kWidth;
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) *(Vector*)(to + r * stride + v * kLanes) = sums[r][v];
-  if (width < kWidth)
-    for (int r = 0; r < R; r++) std::memcpy(out + r * work.outputs, edge + r * kWidth, width * sizeof(float));
-}
-
-// The last rows, fewer than kRows.
-template <int R>
-void rest(const Work& work, int64_t row, int64_t rows, int64_t number) {
-  if constexpr (R > 0) {
-    if (rows == R) return tile<R>(work, row, number);
-    rest<R - 1>(work, row, rows, number);
-  }
+  const int64_t width = std::min<int64_t>(kWidth, work.outputs - number * kWidth);
+  if (width == kWidth) return panel_product<R>(x, panel, work.inputs, out, work.outputs);
+  float edge[R * kWidth];
+  panel_product<R>(x, panel, work.inputs, edge, kWidth);
+  for (int r = 0; r < R; r++) std::memcpy(out + r * work.outputs, edge + r * kWidth, width * sizeof(float));
 }
 
 ffi::Error multiply(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x, ffi::BufferR3<ffi::F32> panels,
@@ -88,11 +55,9 @@ ffi::Error multiply(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x, ffi::Buffer
   in_pieces(pool, count, 2 * work.rows * work.inputs * kWidth, [work](int64_t begin, int64_t end) {
     for (int64_t start = 0; start < work.rows; start += kBlock) {
       const int64_t stop = std::min(work.rows, start + kBlock);
-      for (int64_t number = begin; number < end; number++) {
-        int64_t row = start;
-        for (; row + kRows <= stop; row += kRows) tile<kRows>(work, row, number);
-        rest<kRows - 1>(work, row, stop - row, number);
-      }
+      for (int64_t number = begin; number < end; number++)
+        for (int64_t row = start; row < stop; row += kRows)
+          with_rows<kRows>(stop - row, [&](auto rows) { tile<decltype(rows)::value>(work, row, number); });
     }
   });
   return ffi::Error::Success();

@@ -1,4 +1,4 @@
-// What the kernels share: vectors as wide as this CPU has them, their exponentials, and work in pieces on XLA's threads.
+// What the kernels share: vectors as wide as this CPU has them, the product with a panel, and work on XLA's threads.
 
 #pragma once
 
@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <thread>
+#include <type_traits>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -57,6 +58,43 @@ inline float sum(Vector x) {
   float found = x[0];
   for (int lane = 1; lane < kLanes; lane++) found += x[lane];
   return found;
+}
+
+// Rows, [R, inputs], times a panel, [inputs, kWidth]. Each sum goes over the inputs in their order. Not inlined: in a larger
+// function the sums would leave their registers.
+template <int R>
+__attribute__((noinline)) void panel_product(const float* x, const float* panel, int64_t inputs, float* out,
+                                             int64_t stride) {
+  Vector sums[R][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; v++) sums[r][v] = Vector{};
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < inputs; k++) {
+    Vector columns[kVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; v++) columns[v] = *(const Vector*)(panel + k * kWidth + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const float input = x[r * inputs + k];
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; v++) sums[r][v] += input * columns[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; v++) *(Vector*)(out + r * stride + v * kLanes) = sums[r][v];
+}
+
+// Calls function(std::integral_constant<int, rows>), of R rows at most.
+template <int R, typename Function>
+void with_rows(int64_t rows, Function function) {
+  if constexpr (R > 0) {
+    if (rows >= R) return function(std::integral_constant<int, R>());
+    with_rows<R - 1>(rows, function);
+  }
 }
 
 // work(begin, end) over parts of 0 .. count, each of `operations`, on all threads; back when all is done.
